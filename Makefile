@@ -1,0 +1,62 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need, once, in .venv.
+PYTHON ?= python3.11
+EXTRAS ?= train,tracking,dev
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := uv==0.13.8
+STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+comma  := ,
+export TOKENIZERS_PARALLELISM = false
+export OMP_NUM_THREADS = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check test-browser chaos generate constraints bench clean
+
+help:            ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## the virtual environment (.venv, 5 GB: torch comes with CUDA; about 2 minutes)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setting up $(VENV): about 2 minutes and 5 GB the first time"
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install it, or say PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(UV)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: setup      ## two real rounds on this CPU: export, audit, train, benchmark, compare (about 4 minutes)
+	@echo "round 1 of 2: a tiny Qwen3-ASR from random weights (about 2 minutes)"
+	$(BIN)/caspi run rounds/demo-r1.yaml --cluster clusters/laptop.yaml
+	@echo "round 2 of 2: audited data, phases B and A, from round 1 (about 2 minutes)"
+	$(BIN)/caspi run rounds/demo-r2.yaml --cluster clusters/laptop.yaml
+	@$(BIN)/caspi status demo-r2
+
+test: setup check ## lint, types, import contracts, then every test (about 4 minutes)
+	$(BIN)/pytest -m "not browser" --durations=10
+
+check: setup     ## ruff, mypy, import-linter, generated files up to date (1 minute)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m caspi.generate --check
+
+test-browser: setup ## the report in headless Chromium (needs Debian's chromium)
+	$(BIN)/pytest -m browser
+
+chaos: setup     ## demo-r2 killed 20 times at random points and rerun: the same records (about 5 minutes)
+	$(BIN)/python tests/chaos.py
+
+generate: setup  ## what is made from the code: JSON Schemas, parameter counts
+	$(BIN)/python -m caspi.generate
+
+constraints:     ## resolve constraints.txt anew, with hashes and without index addresses
+	$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet "$(UV)"
+	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o constraints.txt
+
+bench: setup     ## every figure of docs/benchmarks.md, both sides in one run
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:           ## remove .venv and what the tools cached (not runs/)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

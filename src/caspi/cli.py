@@ -1,0 +1,292 @@
+"""The command line: few commands, one way to do a thing. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from caspi import __version__
+from caspi.errors import CaspiError, UserError
+
+app = typer.Typer(
+    name="caspi",
+    help="Fine-tune speech-recognition models in reproducible rounds.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+RoundArgument = Annotated[
+    str,
+    typer.Argument(metavar="ROUND", help="A round file (rounds/x.yaml), a round directory, or the name of a round."),
+]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Where round directories are.")]
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option("--cluster", "-c", help="Where it runs (clusters/x.yaml). Without it: this machine's CPU."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output under stable names.")]
+RUNS = Path("runs")
+
+
+def main() -> None:
+    """Run the command line. Errors are one line each, with the exit codes of docs/exit-codes.md."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _end("interrupted; run the same command again to go on", 130)
+    except typer.TyperException as error:  # a command that can't be parsed: one line instead of a page
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "caspi"
+        message = " ".join(error.format_message().rstrip(".").split())
+        _end(f"{command}: {message[0].lower()}{message[1:]}; see `{command} --help`", UserError.exit_code)
+    except CaspiError as error:
+        _end(str(error), error.exit_code)
+    except BrokenPipeError:
+        sys.exit(141)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(message: str, code: int) -> None:
+    if message:
+        print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"caspi {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the round, for example hebrew-r1.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Training data: a folder, or a Hugging Face repository@revision.")
+    ] = "data/train",
+    test: Annotated[str, typer.Option("--test", help="Test data, likewise.")] = "data/test",
+    language: Annotated[str, typer.Option("--language", help="In English, with a capital.")] = "Hebrew",
+    folder: Annotated[Path, typer.Option("--folder", help="Where rounds/ and clusters/ are.")] = Path(),
+) -> None:
+    """Write a first round file and a cluster file to start from.
+
+    Example: caspi init hebrew-r1 --data data/crowd --test data/eval
+    """
+    from caspi.starter import write_starter
+
+    for path in write_starter(folder, name, data, test, language):
+        typer.echo(f"wrote {path}")
+    typer.echo(f"next: caspi doctor {folder / 'rounds' / name}.yaml")
+
+
+@app.command()
+def plan(
+    round: RoundArgument, cluster: ClusterOption = None, runs: RunsOption = RUNS, as_json: JsonOption = False
+) -> None:
+    """Print what follows from a round and a cluster: steps, batches, parameters, memory, time, cost.
+
+    Example: caspi plan rounds/hebrew-r2.yaml --cluster clusters/2xa100-40gb.yaml
+    """
+    from caspi.plan import make_plan, render
+
+    target = _target(round, cluster, runs)
+    made = make_plan(target.spec, target.cluster, target.existing)
+    typer.echo(_json(made.model_dump(mode="json")) if as_json else render(made), nl=False)
+
+
+@app.command()
+def doctor(
+    round: RoundArgument, cluster: ClusterOption = None, runs: RunsOption = RUNS, as_json: JsonOption = False
+) -> None:
+    """Check everything that costs money when it is found later. Exit code 2 when something blocks.
+
+    Example: caspi doctor rounds/hebrew-r2.yaml --cluster clusters/8xa100-40gb.yaml
+    """
+    from caspi.doctor import examine, render
+
+    target = _target(round, cluster, runs)
+    checks = examine(target.spec, target.cluster, target.file, target.data_root)
+    typer.echo(_json([check.model_dump() for check in checks]) if as_json else render(checks), nl=False)
+    if any(check.state == "blocked" for check in checks):
+        raise typer.Exit(UserError.exit_code)
+
+
+@app.command()
+def run(
+    round: RoundArgument, cluster: ClusterOption = None, runs: RunsOption = RUNS, as_json: JsonOption = False
+) -> None:
+    """Run a whole round on this machine; whatever is done already is not done again.
+
+    Example: caspi run rounds/demo-r1.yaml
+    """
+    from caspi.execution.local import run_round
+    from caspi.plan import make_plan
+    from caspi.status import describe, summary
+
+    target = _target(round, cluster, runs)
+    make_plan(target.spec, target.cluster, target.existing)  # refuses what does not fit before anything is written
+    round_dir = target.directory()
+
+    def on_stage(stage: str, number: int, total: int) -> None:
+        typer.echo(f"[{number}/{total}] {stage}", err=True)
+
+    def on_record(stage: str, record: Any) -> None:
+        typer.echo(f"      {summary(record)}", err=True)
+
+    typer.echo(f"{round_dir.spec.round}  sha256:{round_dir.spec.digest[:12]}  in {round_dir.path}", err=True)
+    run_round(round_dir, on_stage, on_record)
+    if as_json:
+        typer.echo(_json(describe(round_dir)), nl=False)
+    else:
+        typer.echo(f"report: {(round_dir.folder('report') / 'index.html').resolve()}")
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(metavar="STAGE", help="export, audit, train, benchmark, compare or report.")],
+    round_dir: Annotated[Path, typer.Option("--round-dir", help="A round directory, as `caspi run` makes it.")],
+) -> None:
+    """Run one stage of a round: what pods and pipeline steps call; under torchrun for train.
+
+    Example: caspi stage train --round-dir runs/demo-r1-6493ec98
+    """
+    from caspi.execution.local import die_with_torchrun
+    from caspi.records.round_dir import open_round
+    from caspi.stages import stage_called
+    from caspi.stages.stage import perform
+
+    die_with_torchrun()
+    perform(stage_called(name), open_round(round_dir))
+
+
+@app.command()
+def approve(
+    round: RoundArgument,
+    by: Annotated[str, typer.Option("--by", help="Who signs.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why training may go on all the same.")],
+    runs: RunsOption = RUNS,
+) -> None:
+    """Sign an audit that says CAUTION, so that training may go on.
+
+    Example: caspi approve hebrew-r2 --by "Dana Levi" --reason "noisy domain is 2% of the data"
+    """
+    from caspi.audit.gate import approve as sign
+
+    typer.echo(f"wrote {sign(_target(round, None, runs).directory(), by, reason)}")
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model or checkpoint folder.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+) -> None:
+    """Serve a model with the OpenAI transcription API (/v1/audio/transcriptions, /v1/models, /health, /metrics).
+
+    Example: caspi serve runs/demo-r1-6493ec98/model --port 8000
+    """
+    from caspi.serving.server import serve as listen
+
+    listen(model, host, port)
+
+
+@app.command()
+def report(
+    round: RoundArgument,
+    runs: RunsOption = RUNS,
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Make the HTML report of a round, finished or not, and print where it is.
+
+    Example: caspi report demo-r2 --open
+    """
+    from caspi.report.render import write_report
+
+    round_dir = _target(round, None, runs).directory()
+    write_report(round_dir)  # not the stage: a round may be asked for its report while it trains
+    page = (round_dir.folder("report") / "index.html").resolve()
+    typer.echo(str(page))
+    if show:
+        typer.launch(page.as_uri())
+
+
+@app.command()
+def status(
+    round: Annotated[str | None, typer.Argument(metavar="[ROUND]", help="One round; without it, all of them.")] = None,
+    runs: RunsOption = RUNS,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how far rounds are, what they found, and what to do next.
+
+    Example: caspi status demo-r2
+    """
+    from caspi.records.round_dir import open_round
+    from caspi.status import describe, render
+
+    if round is not None:
+        found = [_target(round, None, runs).directory()]
+    else:
+        found = [open_round(path.parent) for path in sorted(runs.glob("*/round.yaml"))]
+        if not found:
+            raise UserError(f"no rounds under {runs}/; start one with `caspi run rounds/demo-r1.yaml`")
+    described = [describe(round_dir) for round_dir in found]
+    typer.echo(_json(described) if as_json else "\n".join(render(one) for one in described), nl=False)
+
+
+class _Target:
+    """What a ROUND argument names: a file with its cluster, or a directory that exists."""
+
+    def __init__(self, file: Path | None, spec: Any, cluster: Any, runs: Path, existing: Any) -> None:
+        self.file, self.spec, self.cluster, self.runs, self.existing = file, spec, cluster, runs, existing
+
+    @property
+    def data_root(self) -> Path:
+        if self.file is None:
+            return self.existing.data_root  # type: ignore[no-any-return]
+        return (self.file.parent / (self.cluster.data_root or "")).resolve()
+
+    def directory(self) -> Any:
+        from caspi.records.round_dir import create
+
+        return create(self.runs, self.spec, self.cluster, self.file.parent) if self.file else self.existing
+
+
+def _target(argument: str, cluster_file: Path | None, runs: Path) -> _Target:
+    from caspi.records.round_dir import find_round, open_round, round_path
+    from caspi.spec import ClusterSpec, load_cluster, load_round
+
+    path = Path(argument)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        spec = load_round(path)
+        cluster = load_cluster(cluster_file) if cluster_file else ClusterSpec()
+        there = round_path(runs, spec)
+        return _Target(path, spec, cluster, runs, open_round(there) if (there / "round.yaml").exists() else None)
+    if path.is_dir():
+        existing = open_round(path)
+    elif "/" in argument:
+        raise UserError("no such file or round directory", where=argument)
+    else:
+        existing = find_round(runs, argument)
+    cluster = load_cluster(cluster_file) if cluster_file else existing.cluster
+    return _Target(None, existing.spec, cluster, existing.path.parent, existing)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"

@@ -1,0 +1,1 @@
+"""The report of a round: one HTML page that needs nothing else."""

@@ -1,0 +1,136 @@
+"""How far a round is, in lines for people and in JSON for machines. Reads records, changes nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from typing import Any
+
+from caspi.records.record import STAGES, Record, StageName
+from caspi.records.results import AuditResults, BenchmarkResults, CompareResults, ExportResults, TrainResults
+from caspi.records.round_dir import RoundDir
+
+
+def describe(round_dir: RoundDir) -> dict[str, Any]:
+    """Stable names: round, spec, path, model, stages: {name: {status, seconds, summary, error}}, next."""
+    stages: dict[str, Any] = {}
+    for name in STAGES:
+        if name == "compare" and not round_dir.spec.parent:
+            continue
+        record = round_dir.record(name)
+        stages[name] = {
+            "status": record.status if record else _unfinished(round_dir, name),
+            "seconds": record.circumstances.seconds if record else None,
+            "summary": summary(record) if record else _progress(round_dir) if name == "train" else None,
+        }
+    return {
+        "round": round_dir.spec.round,
+        "spec": round_dir.spec.digest,
+        "parent": round_dir.spec.parent,
+        "path": str(round_dir.path),
+        "model": str(round_dir.model) if round_dir.model.is_dir() else None,
+        "stages": stages,
+        "next": _next(round_dir),
+    }
+
+
+def render(described: dict[str, Any]) -> str:
+    lines = [f"{described['round']}  sha256:{described['spec'][:12]}  {described['path']}"]
+    for name, stage in described["stages"].items():
+        seconds = f"{_duration(stage['seconds']):>8}" if stage["seconds"] is not None else " " * 8
+        lines.append(f"  {name:<10} {stage['status']:<10}{seconds}  {stage['summary'] or ''}".rstrip())
+    if described["next"]:
+        lines.append(f"  next: {described['next']}")
+    return "\n".join(lines) + "\n"
+
+
+def summary(record: Record) -> str:
+    """What a stage found, in one line."""
+    if record.status == "failed":
+        return str(record.error)
+    values = record.results
+    match record.stage:
+        case "export":
+            export = ExportResults.model_validate(values)
+            dropped = sum(sum(source.dropped.values()) for source in export.sources)
+            return (
+                f"{export.train:,} train ({export.train_hours:.2f} h), {export.eval:,} dev, {dropped:,} dropped, "
+                f"{sum(one.kept for one in export.sets):,} test; the ledger balances"
+            )
+        case "audit":
+            audit = AuditResults.model_validate(values)
+            share = audit.low_quality
+            return (
+                f"{audit.decision}: {share.value:.1%} low quality (95%: {share.low:.1%}-{share.high:.1%}), "
+                f"{audit.left_out:,} left out of training"
+            )
+        case "train":
+            train = TrainResults.model_validate(values)
+            stopped = f"; stopped early: {train.stopped}" if train.stopped else ""
+            return f"{train.steps:,} steps, dev WER {train.chosen_wer:.3f} at step {train.chosen_step:,}{stopped}"
+        case "benchmark":
+            scores = BenchmarkResults.model_validate(values).scores
+            profile = scores[0].profile
+            return "WER " + ", ".join(
+                f"{score.group.removeprefix('set:')} {score.wer.value:.3f} ({score.wer.low:.3f}-{score.wer.high:.3f})"
+                for score in scores
+                if score.profile == profile and score.group.startswith("set:")
+            )
+        case "compare":
+            return CompareResults.model_validate(values).sentence
+        case "report":
+            return "report/index.html"
+
+
+def _next(round_dir: RoundDir) -> str | None:
+    """The command that brings the round forward; None when it is finished."""
+    audit = round_dir.record("audit")
+    if audit and audit.status == "succeeded" and not round_dir.record("train"):
+        decision = audit.results.get("decision")
+        if decision == "CAUTION" and not (round_dir.folder("audit") / "approval.json").exists():
+            return f'read the findings, then: caspi approve {round_dir.spec.round} --by NAME --reason "..."'
+        if decision == "STOP":
+            return "mend the data (the report lists the findings), then run the changed round"
+    for name in STAGES:
+        if name == "compare" and not round_dir.spec.parent:
+            continue
+        record = round_dir.record(name)
+        if record is None or record.status != "succeeded":
+            return f"caspi run {round_dir.path}"
+    return None
+
+
+def _unfinished(round_dir: RoundDir, stage: StageName) -> str:
+    """Only training leaves something to look at while it runs; the lock tells whether anybody is at work."""
+    if stage != "train" or not _progress(round_dir):
+        return "to do"
+    with (round_dir.path / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "running"
+    return "stopped"
+
+
+def _progress(round_dir: RoundDir) -> str | None:
+    """Where an unfinished training stands, from the last line of its metrics."""
+    path = round_dir.folder("train") / "metrics.jsonl"
+    if not path.exists():
+        return None
+    last = None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            last = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed run may be torn
+            break
+    if not last:
+        return None
+    loss = f", loss {last['loss']:.3f}" if "loss" in last else ""
+    return f"at step {last['step']:,}{loss}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
