@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 from caspi.execution.local import stages_of
@@ -87,10 +87,11 @@ def _run_and_kill(runs: Path, stage: str, delay: float, rng: random.Random) -> t
     """Start the round, wait for `stage` to begin, wait `delay` seconds, kill -9. Returns the stage that was hit."""
     process = subprocess.Popen(_command(runs), stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr
-    begun, reached = threading.Event(), [""]
+    begun, reached, said = threading.Event(), [""], deque[str](maxlen=20)
 
     def watch() -> None:
         for line in process.stderr or ():
+            said.append(line)
             if line.startswith("[") and "]" in line:
                 reached[0] = line.split("]")[1].strip()
                 if reached[0] == stage:
@@ -105,7 +106,11 @@ def _run_and_kill(runs: Path, stage: str, delay: float, rng: random.Random) -> t
         time.sleep(0.01)
     after = time.monotonic() - start
     if process.poll() is not None:
-        raise SystemExit(f"the round ended by itself (exit code {process.returncode}) while {stage} was to be killed")
+        watcher.join(5)
+        raise SystemExit(
+            f"the round ended by itself (exit code {process.returncode}) while {stage} was to be killed; it said:\n"
+            + "".join(said)
+        )
     victims = [process.pid, *_children(process.pid)]
     for pid in victims if rng.random() < 0.5 else victims[:1]:  # the whole tree at once, or the parent alone
         _kill(pid)

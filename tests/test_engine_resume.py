@@ -59,6 +59,18 @@ def test_killed_and_resumed_is_bit_equal(whole: Path, tmp_path: Path) -> None:
     assert len(_curve(whole)) == 24 + 4  # scored at 8, 10, 20 and 24
 
 
+def test_killed_its_data_workers_end_too(tmp_path: Path) -> None:
+    """They are forked, so they hold what it held: the lock of the round, for seconds, while the next run waits."""
+    killed: list[float] = []
+
+    def kill(child: Any) -> None:
+        killed.append(time.monotonic())
+        os.kill(child.pid, signal.SIGKILL)
+
+    _until(tmp_path, 4, kill)  # it returns when every process that shares the child's files is gone
+    assert time.monotonic() - killed[0] < 2
+
+
 def test_a_resume_without_the_optimizer_is_not(whole: Path, tmp_path: Path) -> None:
     """The twin: the comparison sees a resume that forgets AdamW's moments."""
     _until(tmp_path / "killed", 17, lambda child: os.kill(child.pid, signal.SIGKILL))

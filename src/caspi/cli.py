@@ -167,7 +167,7 @@ def stage(
 
     Example: caspi stage train --round-dir runs/demo-r1-6493ec98
     """
-    from caspi.execution.local import die_with_torchrun
+    from caspi.orphans import die_with_torchrun
     from caspi.records.round_dir import open_round
     from caspi.stages import stage_called
     from caspi.stages.stage import perform

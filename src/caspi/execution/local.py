@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 from caspi.errors import CaspiError, UserError
+from caspi.orphans import die_with_parent
 from caspi.records.record import STAGES, Record, StageName
 from caspi.records.round_dir import RoundDir
-
-PR_SET_PDEATHSIG = 1
 
 
 class StageExit(CaspiError):
@@ -57,7 +56,10 @@ def run_stage(round_dir: RoundDir, stage: StageName) -> None:
     """Run one stage in a process (under torchrun when the cluster has several) and wait for it."""
     environment = {"OMP_NUM_THREADS": "1", **os.environ}  # more threads for each process make all of them slower
     process = subprocess.Popen(
-        stage_command(round_dir, stage), env=environment, start_new_session=True, preexec_fn=die_with_parent
+        stage_command(round_dir, stage),
+        env=environment,
+        start_new_session=True,
+        preexec_fn=partial(die_with_parent, os.getpid()),
     )
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -93,15 +95,3 @@ def stage_command(round_dir: RoundDir, stage: StageName) -> list[str]:
         "--module",
         *command,
     ]
-
-
-def die_with_parent() -> None:
-    """kill -9 of `caspi run` must not leave a training process behind (Linux; elsewhere the lock file tells)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def die_with_torchrun() -> None:
-    """The same for a worker of torchrun, whose agent may be killed."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()

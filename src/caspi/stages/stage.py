@@ -22,7 +22,7 @@ from caspi.files import file_digest
 from caspi.records.record import Circumstances, Record, StageName, write_record
 from caspi.records.round_dir import RoundDir
 
-LOCK_SECONDS = 10.0  # a killed run's last process needs a moment to go
+LOCK_SECONDS = 30.0  # a killed run's last process needs a moment to go
 PACKAGES = ("caspi", "numpy", "pyarrow", "soundfile", "soxr", "torch", "transformers", "qwen-asr", "jiwer")
 
 

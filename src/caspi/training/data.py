@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +18,7 @@ from caspi.corpus.audio import AudioError
 from caspi.corpus.manifest import Utterance
 from caspi.errors import CaspiError, StageFailed
 from caspi.families.base import Batch, Clip, Example, Model
+from caspi.orphans import die_with_parent
 from caspi.spec import RoundSpec
 from caspi.training.augment import augmented_rng, change_speed, mask, speed_factors, utterance_keys
 from caspi.training.batches import epoch_batches, padded_seconds, split_batch, steps_per_epoch
@@ -169,7 +172,7 @@ def background(dataset: Dataset[Any], items: Any, workers: int, pin: bool) -> It
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         multiprocessing_context="fork" if workers else None,  # weights are shared, nothing is pickled
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=partial(_begin_worker, os.getpid()),
         pin_memory=pin,
         collate_fn=_same,
     )
@@ -210,9 +213,11 @@ def _copies(batches: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int
     return np.split(copies, np.cumsum([len(batch) for batch in batches])[:-1])
 
 
-def _outlive_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; the training process decides what they mean."""
+def _begin_worker(trainer: int, _number: int) -> None:
+    """A data worker is forked, so it shares the round's lock: it must not outlive a killed training process."""
+    die_with_parent(trainer)
     torch.set_num_threads(1)
+    # Ctrl-C and SIGTERM reach the whole process group; the training process decides what they mean.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

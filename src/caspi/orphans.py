@@ -1,0 +1,27 @@
+"""Nobody outlives a kill -9 of the one who started them: an orphan would hold files, locks and GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when its parent ends (Linux; elsewhere the lock file tells).
+
+    Give `parent`, the pid that should be there, where it may be gone already.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_with_torchrun() -> None:
+    """The same for a worker of torchrun, whose agent may be killed."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
