@@ -105,6 +105,43 @@ SPECS: list[tuple[dict[str, Any], str]] = [
     (changed(benchmark__target={"at_most": -1}), "benchmark.target.at_most"),
 ]
 
+CTC = {"family": "ctc", "base": "tiny"}
+LORA = {f"{RATES}": {"lora": 1e-3}}
+
+SPECS += [
+    (changed(model={**CTC, "base": ""}), "model.base"),
+    (changed(model={**CTC, "language": "english"}), "write the language in English with a capital, for example"),
+    (changed(model={**CTC, "context": "a talk"}), "model.context: no such field; it has family, base, revision"),
+    (changed(model={**CTC, "vocabulary": "mine"}), "unknown; it is one of 'base', 'corpus'"),
+    (changed(model={**CTC, "vocabulry": "base"}), "model.vocabulry: no such field; did you mean vocabulary?"),
+    (changed(model={**CTC, "base": "facebook/wav2vec2-large-960h"}), "pin the commit of facebook/wav2vec2-large-960h"),
+    (changed(model={**CTC, "revision": "abc"}), "revision only goes with a Hugging Face repository, and tiny is none"),
+    (changed(model={**GOOD["model"], "base": "tiny-parakeet"}), "that is of the family ctc; qwen3-asr has tiny"),
+    (changed(model=CTC, **{f"{RATES}": {"projector": 1e-4}}), "it has front, encoder, audio_top:N, lm_head, all"),
+    (changed(model=CTC, **{f"{RATES}": {"audio_top:0": 1e-4}}), '"audio_top:0" is no group of ctc'),
+    (changed(model=CTC, **{f"{RATES}": {"audio_top:9": 1e-4}}), '"audio_top:9": the encoder has 2 layers'),
+    (changed(model=CTC, **{f"{RATES}": {"encoder": 1e-4, "audio_top:1": 1e-4}}), '"encoder" already holds its layers'),
+    (changed(model=CTC, **{f"{RATES}": {"all": 1e-4, "front": 1e-4}}), '"all" already holds every parameter'),
+    (changed(model=CTC, train__lora={"targets": ["gate_proj"]}, **LORA), "gate_proj can't be adapted here; it has"),
+    (changed(**LORA), 'the group "lora" needs train.lora, for example lora: {rank: 16, alpha: 32}'),
+    (changed(train__lora={"rank": 8}), 'no phase moves it; name the group "lora" in phases[].rates'),
+    (changed(train__lora={"rank": 0}, **LORA), "train.lora.rank = 0"),
+    (changed(train__lora={"rank": 8, "targets": ["lm_head"]}, **LORA), "train.lora.targets[0]"),
+    (changed(train__lora={}, **{f"{RATES}": {"lora": 1e-3, "lm_head": 1e-3}}), "say lora.beside_groups: true"),
+    (changed(train__average=3), "average = 3: so many checkpoints must be kept, and keep.best is"),
+    (changed(train__average=1), "train.average = 1"),
+    (changed(train__average=2, train__keep={"best": 2}, train__final="last"), "it does not go with final: last"),
+    (changed(train__augment={"noise": {"snr": [30, 15]}}), "write [loudest, quietest] in dB between -10 and 80"),
+    (changed(train__augment={"noise": {"snr": [15]}}), "train.augment.noise.snr"),
+    (changed(train__augment={"noise": {"share": "150%"}}), "train.augment.noise.share"),
+    (changed(train__stop={"spike": {"times": 1}}), "train.stop.spike.times = 1"),
+    (changed(train__stop={"spike": {"steps": 5}}), "train.stop.spike.steps = 5"),
+    (changed(data__subset="0%"), "nothing would be left: write a share above 0%"),
+    (changed(data__subset="120%"), "data.subset"),
+    (changed(data__subset="a tenth"), 'write a share as "10%"'),
+    (changed(data__text="english-lower-1"), "'english-upper-1'"),
+]
+
 TEXTS: list[tuple[bytes, str]] = [
     (b"", "is empty; `caspi init NAME` writes a first round"),
     (b"round: [1, 2", "not valid YAML"),

@@ -45,6 +45,8 @@ class ToyNetwork(torch.nn.Module):
 
 
 class ToyModel:
+    unknown: int | None = None
+
     def __init__(self, network: ToyNetwork, device: torch.device) -> None:
         self.network = network.to(device)
         self.device = device
@@ -63,8 +65,26 @@ class ToyModel:
     def tied(self) -> list[str]:
         return []
 
+    def blocks(self) -> list[torch.nn.Module]:
+        return [self.network.front, self.network.projector]
+
+    def adapted(self, targets: Sequence[str]) -> str:
+        return "front|projector"
+
+    def unfit(self, seconds: float, text: str) -> str | None:
+        return None
+
     def enable_recompute(self) -> None:
         pass
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("ascii"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(one for one in ids if one != END).decode("ascii")
+
+    def written(self, text: str) -> str:
+        return text[: LONGEST - 1]
 
     def example(self, clip: Clip, text: str) -> Example:
         frames = np.resize(clip, (max(1, len(clip) // HOP), HOP))

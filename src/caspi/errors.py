@@ -52,6 +52,13 @@ class OutOfBudget(CaspiError):
 
 
 class Preempted(CaspiError):
-    """SIGTERM: a checkpoint was saved, run the same command again to go on (EX_TEMPFAIL)."""
+    """SIGTERM (a checkpoint was saved), or another training process is gone (the last one is whole): run the same
+    command again to go on (EX_TEMPFAIL)."""
 
     exit_code = 75
+
+
+class Unanswered(CaspiError):
+    """Another training process hangs, or no other node came: the same command may do better (EX_UNAVAILABLE)."""
+
+    exit_code = 69

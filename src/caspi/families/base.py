@@ -51,21 +51,53 @@ class Hypothesis:
     language: str | None = None
 
 
-class Model(Protocol):
+class Speller(Protocol):
+    """How a model writes text as tokens."""
+
+    unknown: int | None
+    """The token of what has no token; None when there is no such text."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Control tokens included."""
+        ...
+
+    def written(self, text: str) -> str:
+        """All that the labels of an utterance say: prefix, text, end."""
+        ...
+
+
+class Model(Speller, Protocol):
     """A loaded model: weights and processor."""
 
     network: torch.nn.Module
-    """forward(**batch.tensors) -> the SUM of the token losses, a scalar in fp32. What DDP wraps."""
+    """forward(**batch.tensors) -> the SUM of the token losses, a scalar in fp32. What is sharded."""
 
     def groups(self, names: Sequence[str]) -> dict[str, list[torch.nn.Parameter]]:
-        """Parameters of the named groups (`projector`, `llm_top:12`, ... or `all`): disjoint, tied tensors once.
+        """Parameters of the named groups (`projector`, `llm_top:12`, ... or `all`; `lora` is the engine's own):
+        disjoint, tied tensors once.
 
         UserError when a name asks for more than the model has.
         """
         ...
 
     def tied(self) -> list[str]:
-        """Tied tensors in words, `lm_head is embed_tokens: both move`; found by storage, not by config."""
+        """Tied tensors in words, `lm_head is embed_tokens: both move`; found by identity, not by config."""
+        ...
+
+    def blocks(self) -> list[torch.nn.Module]:
+        """The repeated layers, bottom up: what is sharded, gathered and recomputed one at a time."""
+        ...
+
+    def adapted(self, targets: Sequence[str]) -> str:
+        """A regular expression that fully matches the names (in `network`) of the Linear modules that LoRA adapts,
+        of those called `targets` (q_proj, ..., down_proj)."""
+        ...
+
+    def unfit(self, seconds: float, text: str) -> str | None:
+        """Why an utterance of this length can't be trained on (`ctc: ...`), in the same few words for each that is
+        left out for the same reason; None when it can."""
         ...
 
     def enable_recompute(self) -> None:
@@ -73,7 +105,8 @@ class Model(Protocol):
         ...
 
     def example(self, clip: Clip, text: str) -> Example:
-        """Features and labels; a pure function of its arguments."""
+        """Features and labels; a pure function of its arguments. Of silence and no text too: what a process with
+        nothing to do runs, for nothing, where weights are sharded."""
         ...
 
     def collate(self, examples: Sequence[Example]) -> Batch:

@@ -46,6 +46,8 @@ class ClusterSpec(Frozen):
     """Host memory that one CPU training process may use."""
     workers: int = Field(default=1, ge=0, le=64)
     """Data workers for each training process; 0 decodes in the training process."""
+    hang_timeout: float = Field(default=300.0, gt=0)
+    """Seconds that training processes wait in a step for one that does not answer, before they name it and end."""
     track: list[Literal["tensorboard", "wandb"]] = []
     """Where curves also go, beside metrics.jsonl. An outage of one never stops training."""
     data_root: str | None = None

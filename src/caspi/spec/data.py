@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from caspi.spec.values import Frozen, Name, Share
 
-Normaliser = Literal["plain-1", "hebrew-1", "hebrew-2"]
+Normaliser = Literal["plain-1", "hebrew-1", "hebrew-2", "english-upper-1"]
 """Named, versioned text rules for training text; corpus/text.py holds them."""
 
 Profile = Literal["plain", "ivrit-leaderboard", "hebrew-fair"]
@@ -100,14 +100,24 @@ class DataSpec(Frozen):
     """Where utterances come from."""
     text: Normaliser = "plain-1"
     """Named, versioned rules for the text that is trained on. A rule never changes under its name."""
+    subset: Share | None = None
+    """Only this share of the utterances, drawn by seed: for a first look at a large corpus."""
     keep: Filters = Filters()
     """What is kept of them."""
     split: Split = Split()
     """How dev is taken from them."""
     materialise: Literal["wav"] | None = None
-    """Also write 16 kHz WAV files with the upstream JSONL and NeMo manifests. Without it audio is read in place."""
+    """Also write 16 kHz WAV files with NeMo manifests (and, for qwen3-asr, the upstream JSONL). Without it audio is
+    read in place."""
     expected: Expected | None = None
     """What the export should find."""
+
+    @field_validator("subset")
+    @classmethod
+    def _some(cls, value: float | None) -> float | None:
+        if value == 0:
+            raise ValueError("nothing would be left: write a share above 0%, or leave the field out for all")
+        return value
 
     @field_validator("sources")
     @classmethod

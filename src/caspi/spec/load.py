@@ -182,19 +182,22 @@ def _fields_at(location: tuple[int | str, ...], kind: type[BaseModel]) -> list[s
             else:
                 return node
 
+    union: dict[str, Any] = {}
     node = resolve(schema)
     for part in location:
         if isinstance(part, int):
             node = resolve(node.get("items", {}))
         elif part in node.get("properties", {}):
-            node = resolve(node["properties"][part])
-        # a union tag in the location names no field of its own
+            union = node["properties"][part]
+            node = resolve(union)
+        elif tagged := union.get("discriminator", {}).get("mapping", {}).get(part):  # no field: which kind it is
+            node = resolve({"$ref": tagged})
     return list(node.get("properties", {}))
 
 
 def _place(location: tuple[int | str, ...]) -> str:
     text = ""
-    tags = {"qwen3-asr"}
+    tags = {"qwen3-asr", "ctc"}
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from caspi.files import digest
 from caspi.spec.data import AuditSpec, BenchmarkSpec, DataSpec
 from caspi.spec.models import ModelSpec
-from caspi.spec.values import Cost, Frozen, Name
+from caspi.spec.values import Cost, Frozen, Name, Share
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -33,14 +33,16 @@ class Phase(Frozen):
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ValueError(f'two groups "{kind}:N" overlap: keep the larger N')
+        if "encoder" in kinds and "audio_top" in kinds:
+            raise ValueError('"encoder" already holds its layers: take audio_top:N out, or name it instead')
         return rates
 
 
 class Schedule(Frozen):
     """How the learning rate moves over all steps of the round."""
 
-    shape: Literal["cosine", "linear", "constant"] = "cosine"
-    """From the peak to 0 (constant: not at all)."""
+    shape: Literal["cosine", "linear", "constant", "noam"] = "cosine"
+    """From the peak to 0 (constant: not at all; noam: as the inverse square root of the step, without an end)."""
     warmup_steps: int = Field(default=100, ge=0)
     """Steps from 0 to the peak at the start of the round."""
     rewarm_steps: int = Field(default=20, ge=0)
@@ -74,6 +76,22 @@ class SpecAugment(Frozen):
         return value
 
 
+class Noise(Frozen):
+    """White noise below the speech."""
+
+    snr: tuple[float, float] = (15.0, 30.0)
+    """[loudest, quietest] in dB of speech over noise, drawn evenly."""
+    share: Share = 0.5
+    """Of the utterances, drawn anew each epoch."""
+
+    @field_validator("snr")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not -10 <= value[0] <= value[1] <= 80:
+            raise ValueError("write [loudest, quietest] in dB between -10 and 80, for example [15, 30]")
+        return value
+
+
 class Augment(Frozen):
     """Seeded by (seed, epoch, utterance): the same on any number of processes. Off in evaluation."""
 
@@ -81,6 +99,8 @@ class Augment(Frozen):
     """Masks on the spectrogram; none without it."""
     speed: list[float] = Field(default=[1.0], min_length=1)
     """Speed factors, drawn evenly for each utterance and epoch."""
+    noise: Noise | None = None
+    """Noise under the speech; none without it."""
 
     @field_validator("speed")
     @classmethod
@@ -110,6 +130,15 @@ class Keep(Frozen):
     """Those with the best dev WER."""
 
 
+class Spike(Frozen):
+    """A loss that jumped, as it does when a phase begins, and does not come back."""
+
+    times: float = Field(default=2.0, gt=1)
+    """How far above the best level so far (medians of 20 steps)."""
+    steps: int = Field(default=200, ge=20)
+    """For how long."""
+
+
 class Stop(Frozen):
     """When training stops by itself. NaN always stops it."""
 
@@ -119,6 +148,26 @@ class Stop(Frozen):
     """Stop when the dev WER after warm-up is above this."""
     no_gain_after_epochs: int | None = Field(default=None, ge=1)
     """Stop when the best dev WER is this many epochs old."""
+    spike: Spike | None = None
+    """Stop when the loss spikes and stays up. Without it a spike is a warning in the metrics."""
+
+
+class Lora(Frozen):
+    """Low-rank adapters beside the matrices of the language model (ctc: of the encoder). They move as the group `lora`
+    and are merged into the weights of every checkpoint, so that it loads anywhere."""
+
+    rank: int = Field(default=16, ge=1, le=1024)
+    """Inner width."""
+    alpha: float = Field(default=32.0, gt=0)
+    """An adapter counts alpha / rank times."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of what goes into an adapter."""
+    targets: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj"], min_length=1
+    )
+    """Which matrices: of attention (q, k, v, o), of the feed-forward part (gate, up, down)."""
+    beside_groups: bool = False
+    """Whether other groups may move in full beside the adapters. Not by accident: it has to be said."""
 
 
 class TrainSpec(Frozen):
@@ -132,6 +181,8 @@ class TrainSpec(Frozen):
     """How the rates move."""
     optimizer: Optimizer = Optimizer()
     """What moves the weights."""
+    lora: Lora | None = None
+    """Adapters; none without it."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the forward pass (autocast). Master weights and optimizer are always fp32."""
     augment: Augment = Augment()
@@ -144,6 +195,8 @@ class TrainSpec(Frozen):
     """When to stop early."""
     final: Literal["best", "last"] = "best"
     """Which checkpoint becomes the model: the best on dev, or the last."""
+    average: int | None = Field(default=None, ge=2, le=20)
+    """Average the weights of so many best checkpoints into one more candidate, scored on dev as they are."""
 
     @field_validator("phases")
     @classmethod
@@ -152,6 +205,29 @@ class TrainSpec(Frozen):
         if len(set(names)) != len(names):
             raise ValueError(f"phase names must differ, got {', '.join(names)}")
         return phases
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSpec:
+        groups = {group for phase in self.phases for group in phase.rates}
+        problems = []
+        if self.lora and "lora" not in groups:
+            problems.append('lora: no phase moves it; name the group "lora" in phases[].rates')
+        if self.lora is None and "lora" in groups:
+            problems.append('phases: the group "lora" needs train.lora, for example lora: {rank: 16, alpha: 32}')
+        if self.lora and len(groups) > 1 and "lora" in groups and not self.lora.beside_groups:
+            named = ", ".join(sorted(groups - {"lora"}))
+            problems.append(
+                f"lora: {named} would move in full beside the adapters; if so, say lora.beside_groups: true"
+            )
+        if self.average and self.keep.best < self.average:
+            problems.append(
+                f"average = {self.average}: so many checkpoints must be kept, and keep.best is {self.keep.best}"
+            )
+        if self.average and self.final == "last":
+            problems.append("average: it is a candidate for the best; it does not go with final: last")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
 
 class RoundSpec(Frozen):
@@ -180,7 +256,7 @@ class RoundSpec(Frozen):
             f"train.phases[{index}].rates: {problem}"
             for index, phase in enumerate(self.train.phases)
             for group in phase.rates
-            if (problem := self.model.group_problem(group))
+            if group != "lora" and (problem := self.model.group_problem(group))
         ]
         if self.parent == self.round:
             problems.append(f'parent: "{self.parent}" is this round itself')
@@ -192,5 +268,6 @@ class RoundSpec(Frozen):
 
     @property
     def digest(self) -> str:
-        """sha256 of the whole spec with its defaults: the identity of the round."""
-        return digest(self.model_dump(mode="json"))
+        """sha256 of the whole spec with its defaults: the identity of the round. What is not there is not digested,
+        so that a field that a later version adds leaves the rounds of before as they are."""
+        return digest(self.model_dump(mode="json", exclude_none=True))
