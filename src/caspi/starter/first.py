@@ -1,8 +1,10 @@
-"""The first files of a new round, for people to edit."""
+"""A first round and a first cluster, from a template."""
 
 from __future__ import annotations
 
 import re
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from caspi.errors import UserError
@@ -71,7 +73,7 @@ def write_starter(folder: Path, name: str, data: str, test: str, language: str) 
         text="hebrew-2" if hebrew else "plain-1",
         profiles="hebrew-fair, ivrit-leaderboard" if hebrew else "plain",
     )
-    _check(text, round_file)
+    check_draft(text, round_file, load_round)
     write_text(round_file, text)
     if cluster_file.exists():
         return [round_file]
@@ -87,14 +89,12 @@ def _place(where: str, option: str) -> str:
     return f"path: ../{where}" if not Path(where).is_absolute() else f"path: {where}"
 
 
-def _check(text: str, round_file: Path) -> None:
-    """A starter that would not load must not be written: a bad name or language is said now."""
-    import tempfile
-
+def check_draft(text: str, file: Path, load: Callable[[Path], object]) -> None:
+    """A file that would not load must not be written: a bad name or language is said now."""
     with tempfile.TemporaryDirectory() as scratch:
-        draft = Path(scratch) / round_file.name
+        draft = Path(scratch) / file.name
         draft.write_text(text, encoding="utf-8")
         try:
-            load_round(draft)
+            load(draft)
         except UserError as error:
             raise UserError(*error.problems, where="caspi init") from None
