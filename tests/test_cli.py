@@ -23,7 +23,7 @@ from tests.command import caspi
 from tests.test_bad_input import GOOD
 
 HOUSE = Path(__file__).parents[1]
-COMMANDS = ["init", "plan", "doctor", "run", "stage", "approve", "serve", "report", "status"]
+COMMANDS = ["init", "plan", "doctor", "run", "stage", "approve", "serve", "report", "preview", "push", "status"]
 
 
 def test_help_lists_the_commands() -> None:
@@ -89,6 +89,33 @@ def test_init_writes_a_round_that_plans(tmp_path: Path) -> None:
     hub = caspi("init", "hub-r1", "--data", "owner/name@0123abcd", "--folder", str(tmp_path))
     assert hub.code == 0
     assert "hub: owner/name, revision: 0123abcd" in (tmp_path / "rounds/hub-r1.yaml").read_text(encoding="utf-8")
+
+
+def test_init_from_the_command_of_the_upstream_script(tmp_path: Path) -> None:
+    """What it says, what it writes, and that the next command which it names works."""
+    command = "torchrun --nproc_per_node=8 qwen3_asr_sft.py --train_file a.jsonl --eval_file b.jsonl --lr 2e-4"
+    done = caspi("init", "mine", "--folder", str(tmp_path), "--from-sft", command)
+    assert done.code == 0, done.err
+    assert "corrected: 0.0002 is 10 times the rate of the authors" in done.out
+    round_file, cluster_file = tmp_path / "rounds/mine.yaml", tmp_path / "clusters/mine.yaml"
+    assert done.out.endswith(f"next: caspi doctor {round_file} --cluster {cluster_file}\n")
+    planned = caspi("plan", str(round_file), "--cluster", str(cluster_file))
+    assert planned.code == 0, planned.err
+    assert re.search(r"^batch +1,?024 utterances a step over 8,", planned.out, re.MULTILINE), planned.out
+    looked_at = caspi("doctor", str(round_file), "--cluster", str(cluster_file))
+    assert 'a.jsonl": no such file or folder' in looked_at.out.replace("'", '"')
+    assert looked_at.code == 2
+    both = caspi("init", "both", "--folder", str(tmp_path), "--data", "x", "--from-sft", command)
+    assert (both.code, both.err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("command", [("preview",), ("push", "--to", "owner/name")])
+def test_what_needs_a_round_that_ran_leaves_no_empty_one(tmp_path: Path, command: tuple[str, ...]) -> None:
+    good = tmp_path / "tidy.yaml"
+    good.write_text(yaml.safe_dump(GOOD), encoding="utf-8")
+    done = caspi(*command, str(good), "--runs", str(tmp_path / "runs"))
+    assert (done.code, done.err) == (2, f"{good}: has not run yet; run it first: caspi run {good}\n")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_status_of_a_round_that_was_not_run(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from caspi import __version__
 from caspi.errors import CaspiError, UserError
+from caspi.launched import die_with_agent, tell_agent
 
 app = typer.Typer(
     name="caspi",
@@ -48,7 +49,7 @@ def main() -> None:
         message = " ".join(error.format_message().rstrip(".").split())
         _end(f"{command}: {message[0].lower()}{message[1:]}; see `{command} --help`", UserError.exit_code)
     except CaspiError as error:
-        _end(str(error), error.exit_code)
+        _end("" if tell_agent(str(error)) else str(error), error.exit_code)
     except BrokenPipeError:
         sys.exit(141)
     sys.exit(code if isinstance(code, int) else 0)
@@ -82,18 +83,37 @@ def init(
         str, typer.Option("--data", help="Training data: a folder, or a Hugging Face repository@revision.")
     ] = "data/train",
     test: Annotated[str, typer.Option("--test", help="Test data, likewise.")] = "data/test",
-    language: Annotated[str, typer.Option("--language", help="In English, with a capital.")] = "Hebrew",
+    language: Annotated[
+        str | None, typer.Option("--language", help="In English, with a capital. [default: Hebrew]")
+    ] = None,
     folder: Annotated[Path, typer.Option("--folder", help="Where rounds/ and clusters/ are.")] = Path(),
+    from_sft: Annotated[
+        str | None,
+        typer.Option(
+            "--from-sft",
+            metavar="COMMAND",
+            help="Convert the command that starts qwen3_asr_sft.py, and say what was wrong in it. It is not run.",
+        ),
+    ] = None,
 ) -> None:
     """Write a first round file and a cluster file to start from.
 
     Example: caspi init hebrew-r1 --data data/crowd --test data/eval
     """
-    from caspi.starter import write_starter
+    from caspi.starter import write_from_sft, write_starter
 
-    for path in write_starter(folder, name, data, test, language):
+    if from_sft is not None and (data, test) != ("data/train", "data/test"):
+        raise UserError("--data and --test do not go with --from-sft: the command names the files")
+    if from_sft is None:
+        files, cluster = write_starter(folder, name, data, test, language or "Hebrew"), ""
+    else:
+        converted = write_from_sft(folder, name, from_sft, language, Path())
+        for note in converted.notes:
+            typer.echo(note)
+        files, cluster = converted.files, f" --cluster {folder / 'clusters' / name}.yaml"
+    for path in files:
         typer.echo(f"wrote {path}")
-    typer.echo(f"next: caspi doctor {folder / 'rounds' / name}.yaml")
+    typer.echo(f"next: caspi doctor {folder / 'rounds' / name}.yaml{cluster}")
 
 
 @app.command()
@@ -162,18 +182,50 @@ def run(
 def stage(
     name: Annotated[str, typer.Argument(metavar="STAGE", help="export, audit, train, benchmark, compare or report.")],
     round_dir: Annotated[Path, typer.Option("--round-dir", help="A round directory, as `caspi run` makes it.")],
+    nnodes: Annotated[
+        str | None,
+        typer.Option(envvar="PET_NNODES", metavar="N or MIN:MAX", help="train: nodes. [default: the cluster file]"),
+    ] = None,
+    nproc_per_node: Annotated[
+        str | None,
+        typer.Option(envvar="PET_NPROC_PER_NODE", metavar="N", help="train: processes. [default: the cluster file]"),
+    ] = None,
+    rdzv_endpoint: Annotated[
+        str | None,
+        typer.Option(envvar="PET_RDZV_ENDPOINT", metavar="HOST:PORT", help="train: where several nodes meet."),
+    ] = None,
+    rdzv_id: Annotated[
+        str | None,
+        typer.Option(envvar="PET_RDZV_ID", help="train: the name that they meet under. [default: of the directory]"),
+    ] = None,
+    rdzv_conf: Annotated[
+        str | None, typer.Option(envvar="PET_RDZV_CONF", metavar="K=V,...", help="train: join_timeout=600, is_host=1")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(envvar="PET_MAX_RESTARTS", min=0, help="train: how often a crash or a hang is begun again.")
+    ] = 3,
 ) -> None:
-    """Run one stage of a round: what pods and pipeline steps call; under torchrun for train.
+    """Run one stage of a round: what pods and pipeline steps call. Train starts and watches one process a GPU.
 
     Example: caspi stage train --round-dir runs/demo-r1-6493ec98
     """
-    from caspi.orphans import die_with_torchrun
+    from caspi.execution.agent import run_agent
+    from caspi.execution.nodes import meeting_for
     from caspi.records.round_dir import open_round
     from caspi.stages import stage_called
     from caspi.stages.stage import perform
 
-    die_with_torchrun()
-    perform(stage_called(name), open_round(round_dir))
+    die_with_agent()
+    opened = open_round(round_dir)
+    if name == "train":
+        meeting = meeting_for(
+            opened.cluster, nnodes, nproc_per_node, rdzv_endpoint, rdzv_id or opened.path.name, rdzv_conf
+        )
+        if meeting:
+            command = [sys.executable, "-m", "caspi", "stage", "train", "--round-dir", str(round_dir)]
+            ended = run_agent(command, meeting, max_restarts)
+            _end(ended.line, ended.code)
+    perform(stage_called(name), opened)
 
 
 @app.command()
@@ -228,6 +280,40 @@ def report(
 
 
 @app.command()
+def preview(
+    round: RoundArgument,
+    count: Annotated[int, typer.Option("--count", help="How many utterances.")] = 8,
+    epoch: Annotated[int, typer.Option("--epoch", help="Counted from 0.")] = 0,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Make a page of what training hears: some utterances as they are, and as an epoch's augmentation changes them.
+
+    Example: caspi preview demo-r1 --count 8 --epoch 2
+    """
+    from caspi.preview import write_preview
+
+    typer.echo(str(write_preview(_target(round, None, runs).made(), count, epoch).resolve()))
+
+
+@app.command()
+def push(
+    round: RoundArgument,
+    to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The repository; made where there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Only for those whom its owner lets in.")] = False,
+    revision: Annotated[str, typer.Option("--revision", help="The branch.")] = "main",
+    runs: RunsOption = RUNS,
+) -> None:
+    """Publish the model of a round on the Hugging Face hub with a card made from its records. Needs HF_TOKEN.
+
+    Example: caspi push hebrew-r2 --to your-name/hebrew-asr --private
+    """
+    from caspi.publish import push as publish
+
+    pushed = publish(_target(round, None, runs).made(), to, private, revision)
+    typer.echo(f"{'pushed' if pushed.changed else 'there already, nothing new'}: {pushed.url} at {pushed.commit[:12]}")
+
+
+@app.command()
 def status(
     round: Annotated[str | None, typer.Argument(metavar="[ROUND]", help="One round; without it, all of them.")] = None,
     runs: RunsOption = RUNS,
@@ -261,6 +347,12 @@ class _Target:
         if self.file is None:
             return self.existing.data_root  # type: ignore[no-any-return]
         return (self.file.parent / (self.cluster.data_root or "")).resolve()
+
+    def made(self) -> Any:
+        """The directory of a round that ran, at least in part."""
+        if self.existing is None:
+            raise UserError(f"has not run yet; run it first: caspi run {self.file}", where=str(self.file))
+        return self.existing
 
     def directory(self) -> Any:
         from caspi.records.round_dir import create
