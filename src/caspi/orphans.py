@@ -19,9 +19,3 @@ def die_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if parent is not None and os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def die_with_torchrun() -> None:
-    """The same for a worker of torchrun, whose agent may be killed."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()

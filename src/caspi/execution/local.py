@@ -53,7 +53,7 @@ def run_round(
 
 
 def run_stage(round_dir: RoundDir, stage: StageName) -> None:
-    """Run one stage in a process (under torchrun when the cluster has several) and wait for it."""
+    """Run one stage in a process and wait for it; train starts more of them where the cluster file says so."""
     environment = {"OMP_NUM_THREADS": "1", **os.environ}  # more threads for each process make all of them slower
     process = subprocess.Popen(
         stage_command(round_dir, stage),
@@ -77,21 +77,11 @@ def run_stage(round_dir: RoundDir, stage: StageName) -> None:
 
 def stage_command(round_dir: RoundDir, stage: StageName) -> list[str]:
     """The argv of a stage: what a local run, a pod and a pipeline step all call."""
-    command = ["caspi", "stage", stage, "--round-dir", str(round_dir.path)]
-    cluster = round_dir.cluster
-    if stage != "train" or cluster.world_size == 1:
-        return [sys.executable, "-m", *command]
-    if cluster.nodes > 1:
+    nodes = round_dir.cluster.nodes
+    if stage == "train" and nodes > 1:
         raise UserError(
-            f"nodes = {cluster.nodes}: `caspi run` trains on one machine; give a cluster file with nodes: 1",
+            f"nodes = {nodes}: `caspi run` trains on one machine; give a cluster file with nodes: 1, or start "
+            "`caspi stage train` on each node (docs/gpu-box.md)",
             where=str(round_dir.path / "cluster.yaml"),
         )
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={cluster.world_size}",
-        "--module",
-        *command,
-    ]
+    return [sys.executable, "-m", "caspi", "stage", stage, "--round-dir", str(round_dir.path)]

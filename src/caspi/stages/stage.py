@@ -125,8 +125,8 @@ def _perform(stage: Stage, round_dir: RoundDir) -> tuple[Record, bool]:
     except (UserError, Preempted):
         raise
     except CaspiError as error:
-        if is_leader():
-            write_record(folder / "record.json", record("failed", None, str(error)))
+        # by whichever rank fails: the leader may only have noticed that one is gone
+        write_record(folder / "record.json", record("failed", None, str(error)))
         raise
     done = record("succeeded", outcome, None)
     if is_leader():
@@ -135,7 +135,7 @@ def _perform(stage: Stage, round_dir: RoundDir) -> tuple[Record, bool]:
 
 
 def is_leader() -> bool:
-    """Under torchrun only rank 0 writes records."""
+    """Of several training processes only rank 0 writes the record of what was done."""
     return os.environ.get("RANK", "0") == "0"
 
 

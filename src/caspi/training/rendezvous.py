@@ -1,0 +1,170 @@
+"""Where the agents of several nodes meet: torch's c10d rendezvous, on a store that any of them can offer anew.
+
+The agent whose machine has the address of the endpoint offers the store. When it is gone, the others keep asking at
+the same endpoint, and offer the store themselves where the address is theirs (on one machine: whoever comes first; on
+Kubernetes: the replacement of the first worker). The port is for the nodes of one job only: torch's agents exchange
+pickled state through it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousError,
+    RendezvousGracefulExitError,
+    RendezvousTimeoutError,
+)
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
+
+from caspi.errors import Unanswered
+from caspi.launched import Ended, World
+
+JOIN_SECONDS = 600.0  # a node may need as long until it has a machine and an image
+LAST_CALL_SECONDS = 3.0  # one that comes later costs a restart from a checkpoint, not more
+KEEP_ALIVE_SECONDS, KEEP_ALIVE_TRIES = 1, 5  # a node that is silent for so long has left
+STORE_SECONDS = 30.0
+LINGER_SECONDS = 15.0  # how long the one who offers the store waits until all have read how the work ended
+GONE = (RendezvousError, dist.DistError, OSError)
+
+
+class Rendezvous:
+    """The meeting of `fewest` to `most` nodes with `processes` training processes each."""
+
+    def __init__(
+        self, name: str, endpoint: tuple[str, int], fewest: int, most: int, processes: int, conf: Mapping[str, float]
+    ) -> None:
+        # with a shared store, a node that joins later waits 60 s for an address that nobody tells it
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        for logger in ("rendezvous.dynamic_rendezvous", "rendezvous.c10d_rendezvous_backend"):
+            logging.getLogger(f"torch.distributed.elastic.{logger}").setLevel(logging.CRITICAL)
+        self.name, self.fewest, self.most, self.processes = name, fewest, most, processes
+        self.host, self.port = endpoint
+        self.patience = conf.get("join_timeout", JOIN_SECONDS)
+        self.reading = timedelta(seconds=conf.get("read_timeout", STORE_SECONDS))
+        self.may_offer = conf.get("is_host")
+        self.last_call = conf.get("last_call_timeout", LAST_CALL_SECONDS)
+        self.place: TCPStore | None = None
+        self.handler: DynamicRendezvousHandler | None = None
+        self.offering = False
+        self.nodes = 1
+
+    def join(self) -> World | Ended:
+        """Meet until enough nodes are there. Ended when the work has, or when nobody came in time."""
+        until = time.monotonic() + self.patience
+        why = ""
+        while time.monotonic() < until:
+            try:
+                handler = self.handler or self._connected()
+                found = handler.next_rendezvous()
+            except (RendezvousClosedError, RendezvousGracefulExitError):
+                return self._said()
+            except RendezvousTimeoutError:
+                why = f"fewer than {self.fewest} nodes came"
+            except GONE as error:
+                why = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self._let_go()
+                time.sleep(1)
+            else:
+                self.nodes = found.world_size
+                address = found.bootstrap_store_info
+                assert address is not None, "of rank 0"
+                return World(
+                    self.name, found.rank, self.nodes, self.processes, address.master_addr, address.master_port
+                )
+        return Ended(
+            Unanswered.exit_code,
+            f"no meeting at {self.host}:{self.port} within {self.patience:g} s ({why}); is the first node up, and the "
+            "port open between the nodes? Run the same command to try again",
+        )
+
+    def changed(self) -> bool:
+        assert self.handler is not None, "joined"
+        try:
+            return self.handler.num_nodes_waiting() > 0
+        except GONE:
+            self._let_go()
+            return True
+
+    def end(self, ended: Ended) -> Ended:
+        """The first node that says how the work ended is believed."""
+        if self.handler is None or self.place is None:
+            return ended
+        try:
+            code, line = json.loads(self.place.compare_set("ended", "", json.dumps([ended.code, ended.line])))
+            self.handler.set_closed()
+            self._part()
+        except GONE:  # whoever offered the store has left: the others meet anew, and find out by themselves
+            return ended
+        return Ended(int(code), str(line))
+
+    def _connected(self) -> DynamicRendezvousHandler:
+        address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0][4]
+        self.offering = _is_here(str(address[0])) if self.may_offer is None else bool(self.may_offer)
+        if self.offering:
+            try:
+                self.place = TCPStore(self.host, self.port, None, True, self.reading, wait_for_workers=False)
+            except dist.DistNetworkError:  # another agent on this machine offers it
+                self.offering = False
+        if not self.offering:
+            self.place = TCPStore(self.host, self.port, None, False, self.reading)
+        assert self.place is not None
+        with socket.create_connection((self.host, self.port), timeout=STORE_SECONDS) as connection:
+            own = str(connection.getsockname()[0])  # the address under which the others reach this node
+        self.handler = DynamicRendezvousHandler.from_backend(
+            self.name,
+            self.place,
+            C10dRendezvousBackend(self.place, self.name),
+            self.fewest,
+            self.most,
+            own,
+            RendezvousTimeout(timedelta(seconds=self.patience), timedelta(seconds=self.last_call)),
+            KEEP_ALIVE_SECONDS,
+            KEEP_ALIVE_TRIES,
+        )
+        return self.handler
+
+    def _let_go(self) -> None:
+        self.handler = None
+        self.place = None
+
+    def _said(self) -> Ended:
+        """How another node said that the work ended."""
+        try:
+            assert self.place is not None
+            code, line = json.loads(self.place.get("ended"))
+            self._part()
+        except GONE:
+            return Ended(Unanswered.exit_code, "the other nodes ended the work, and were gone before they said how")
+        return Ended(int(code), str(line))
+
+    def _part(self) -> None:
+        """The store lives in the agent that offers it: that one leaves last."""
+        assert self.place is not None
+        gone = self.place.add("parted", 1)
+        until = time.monotonic() + LINGER_SECONDS
+        while self.offering and gone < self.nodes and time.monotonic() < until:
+            time.sleep(0.1)
+            gone = self.place.add("parted", 0)
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is one of this machine: then something can be bound to it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
