@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -153,25 +154,19 @@ def test_mixed_precision_changes_little_and_leaves_gradients_in_fp32(model: Qwen
 @pytest.mark.parametrize("seconds", [[0.1], [0.33, 0.99], [1.0, 2.0], [0.5, 1.7, 3.0, 0.25], [7.99, 1.2]])
 def test_encoding_together_is_encoding_clip_by_clip(model: Qwen3Asr, upstream, seconds: list[float]) -> None:
     features = [model._mel(speak("בית", s, i)) for i, s in enumerate(seconds)]
-    frames = [each.shape[1] for each in features]
     with torch.no_grad():
-        together = qwen3_audio.encode(
-            model.network.thinker.audio_tower, torch.from_numpy(qwen3_audio.chunks(features)), frames
-        )
+        together = qwen3_audio.encode(model.network.thinker.audio_tower, qwen3_audio.pack(features, 8))
         apart = [_tower(upstream, each) for each in features]
-    assert [len(each) for each in apart] == [qwen3_audio.audio_tokens(each) for each in frames]
+    assert [len(each) for each in apart] == [qwen3_audio.audio_tokens(each.shape[1]) for each in features]
     assert torch.allclose(together, torch.cat(apart), atol=1e-5)
 
 
 def test_a_long_clip_is_heard_in_windows_of_8_seconds(model: Qwen3Asr, base: Path) -> None:
     """As FlashAttention 2 and vLLM do; the package forgets its mask on other attention paths."""
     features = [model._mel(speak("בית ספר", 9.7)), model._mel(speak("ספר", 17.0))]
-    frames = [each.shape[1] for each in features]
     own = backend().Qwen3ASRForConditionalGeneration.from_pretrained(base, attn_implementation="sdpa").eval()
     with torch.no_grad():
-        together = qwen3_audio.encode(
-            model.network.thinker.audio_tower, torch.from_numpy(qwen3_audio.chunks(features)), frames
-        )
+        together = qwen3_audio.encode(model.network.thinker.audio_tower, qwen3_audio.pack(features, 8))
         forgotten = torch.cat([_tower(own, each) for each in features])
         tower = own.thinker.audio_tower
         for layer in tower.layers:
@@ -474,6 +469,39 @@ def _drop_tensors(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def _natively(folder: Path) -> None:
+    """The weights under the names of transformers itself; config.json stays, so only they tell."""
+    from safetensors.torch import load_file, save_file
+
+    names = {
+        "thinker.audio_tower.proj1": "model.multi_modal_projector.linear_1",
+        "thinker.audio_tower.proj2": "model.multi_modal_projector.linear_2",
+        "thinker.audio_tower": "model.audio_tower",
+        "thinker.model": "model.language_model",
+        "thinker.lm_head": "lm_head",
+    }
+    tensors = load_file(folder / "model.safetensors")
+    for ours, theirs in names.items():
+        tensors = {name.replace(ours, theirs): tensor for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _half_natively(folder: Path) -> None:
+    _edit("config.json", lambda c: c.update(c.pop("thinker_config")))(folder)
+
+
+def _foreign_tokenizer(folder: Path) -> None:
+    """As when the tokenizer of another base is copied: its ids lie beyond the embedding."""
+
+    def grow(config: dict) -> None:
+        there = len(config["model"]["vocab"]) + len(config["added_tokens"])
+        next_id = 1 + max(*config["model"]["vocab"].values(), *(t["id"] for t in config["added_tokens"]))
+        like = config["added_tokens"][-1]
+        config["added_tokens"] += [{**like, "id": next_id + n, "content": f"<x{n}>"} for n in range(600 - there)]
+
+    _edit("tokenizer.json", grow)(folder)
+
+
 def _pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -493,6 +521,10 @@ def _pickle(folder: Path) -> None:
         (_edit("config.json", lambda c: c["thinker_config"]["audio_config"].update(d_model=64)), "do not load"),
         (_edit("config.json", lambda c: c["thinker_config"]["text_config"].update(num_hidden_layers=3)), "missing"),
         (lambda f: (f / "model.safetensors").write_bytes(b"half"), "do not load"),
+        (lambda f: os.truncate(f / "model.safetensors", 1_000_000), "it has 1,000,000 bytes, and its header says"),
+        (_natively, r"its weights are named model.audio_tower.\.\.\.\): it would load as random weights"),
+        (_half_natively, "the weights are in that of qwen-asr; copy config.json"),
+        (_foreign_tokenizer, "the tokenizer has 600 tokens, and the model 512"),
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
     ],
 )
@@ -510,7 +542,7 @@ def test_what_cannot_be_trained_is_refused(base: Path, tmp_path: Path, damage, s
 def test_families_are_found_by_name_and_by_folder(base: Path, tmp_path: Path) -> None:
     assert family_of(SPEC) is QWEN3_ASR
     assert detect(base) is QWEN3_ASR
-    for content, said in (('{"model_type": "wav2vec2"}', "wav2vec2"), ("[]", "model_type is None"), ("{", "JSON")):
+    for content, said in (('{"model_type": "whisper"}', "whisper"), ("[]", "model_type is None"), ("{", "JSON")):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=said):
             detect(tmp_path)

@@ -12,10 +12,11 @@ import torch
 from caspi.errors import UserError
 from caspi.families import CARD, qwen3_audio, tiny
 from caspi.families.base import SAMPLE_RATE, Batch, Clip, Example, Family, Hypothesis
+from caspi.families.hub_folder import download
 from caspi.families.labels import IGNORED
 from caspi.families.mel import LogMel
 from caspi.families.qwen3_backend import backend
-from caspi.families.qwen3_folder import Layout, download, read_layout
+from caspi.families.qwen3_folder import Layout, read_layout
 from caspi.families.qwen3_network import Network
 from caspi.files import write_json
 from caspi.spec.models import TINY, Qwen3AsrModel, is_repository
@@ -43,7 +44,14 @@ class Qwen3AsrFamily:
 
     def load(self, folder: Path, spec: Qwen3AsrModel, device: torch.device | str) -> Qwen3Asr:
         layout = read_layout(folder)
-        return Qwen3Asr(_load_weights(folder).to(device), layout, _load_tokenizer(folder), spec)
+        outer, tokenizer = _load_weights(folder), _load_tokenizer(folder)
+        rows = outer.thinker.model.embed_tokens.num_embeddings
+        if len(tokenizer) > rows:
+            raise UserError(
+                f"{folder}: the tokenizer has {len(tokenizer)} tokens, and the model {rows}; copy the "
+                "tokenizer's files from the base"
+            )
+        return Qwen3Asr(outer.to(device), layout, tokenizer, spec)
 
 
 QWEN3_ASR: Family = Qwen3AsrFamily()
@@ -59,6 +67,7 @@ class Qwen3Asr:
         self._layout = layout
         self._spec = spec
         self._mel = LogMel(outer.thinker.audio_tower.num_mel_bins)
+        self._window = qwen3_audio.window_of(outer.thinker.audio_tower)
         self._audio, self._end, self._filling = (
             tokenizer.convert_tokens_to_ids(token) for token in (AUDIO, END, FILLING)
         )
@@ -72,15 +81,25 @@ class Qwen3Asr:
 
     def groups(self, names: Sequence[str]) -> dict[str, list[torch.nn.Parameter]]:
         groups = {name: self._group(name) for name in names}
-        storages = [parameter.data_ptr() for group in groups.values() for parameter in group]
-        if len(set(storages)) < len(storages):
+        moving = [id(parameter) for group in groups.values() for parameter in group]
+        if len(set(moving)) < len(moving):
             raise UserError(f"groups {', '.join(names)} overlap: a parameter has one learning rate")
         return groups
 
     def tied(self) -> list[str]:
         thinker = self.network.thinker
-        same = thinker.lm_head.weight.data_ptr() == thinker.model.embed_tokens.weight.data_ptr()
+        same = thinker.lm_head.weight is thinker.model.embed_tokens.weight
         return ["lm_head is embed_tokens: both move"] if same else []
+
+    def blocks(self) -> list[torch.nn.Module]:
+        return [*self.network.thinker.audio_tower.layers, *self.network.thinker.model.layers]
+
+    def adapted(self, targets: Sequence[str]) -> str:
+        # The language model alone: a plain `q_proj` is in the audio encoder too, and servers ignore adapters there.
+        return rf"thinker\.model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(targets)})"
+
+    def unfit(self, seconds: float, text: str) -> str | None:
+        return None  # text of any length may follow audio of any length
 
     def enable_recompute(self) -> None:
         """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
@@ -94,7 +113,7 @@ class Qwen3Asr:
         thinker, tower = self.network.thinker, self.network.thinker.audio_tower
         kind, _, number = name.partition(":")
         if kind == "all":
-            return list({parameter.data_ptr(): parameter for parameter in self.network.parameters()}.values())
+            return list(self.network.parameters())
         if kind == "projector":
             return [p for module in (tower.ln_post, tower.proj1, tower.proj2) for p in module.parameters()]
         if kind == "lm_head":
@@ -130,12 +149,14 @@ class Qwen3Asr:
     def collate(self, examples: Sequence[Example]) -> Batch:
         rows = [[*self._prompt(each.features.shape[1]), *each.labels] for each in examples]
         input_ids, attended = pad(rows, self._filling, side="right")
+        labels = place_labels(input_ids, attended, [len(each.labels) for each in examples])
         return Batch(
             {
                 "input_ids": input_ids,
-                "labels": place_labels(input_ids, attended, [len(each.labels) for each in examples]),
-                "chunks": torch.from_numpy(qwen3_audio.chunks([each.features for each in examples])),
-                "frames": torch.tensor([each.features.shape[1] for each in examples]),
+                "labels": labels,
+                "labelled": _where(labels != IGNORED),
+                "listening": _where(input_ids == self._audio),
+                **qwen3_audio.pack([each.features for each in examples], self._window)._asdict(),
             },
             sum(len(each.labels) for each in examples),
         )
@@ -149,8 +170,8 @@ class Qwen3Asr:
         if not clips:
             return []
         features = [self._mel(clip) for clip in clips]
-        frames = [each.shape[1] for each in features]
-        prompts, attended = pad([self._prompt(length) for length in frames], self._filling, side="left")
+        prompts, attended = pad([self._prompt(each.shape[1]) for each in features], self._filling, side="left")
+        packed = qwen3_audio.pack(features, self._window)
         device = next(self.network.parameters()).device
         training = self.network.training
         self.network.eval()
@@ -158,8 +179,8 @@ class Qwen3Asr:
             written = self.network.generate(
                 prompts.to(device),
                 attended.to(device),
-                torch.from_numpy(qwen3_audio.chunks(features)).to(device),
-                frames,
+                _where(prompts == self._audio).to(device),
+                qwen3_audio.Packed(*(tensor.to(device) for tensor in packed)),
                 limits=[most_tokens(len(clip) / SAMPLE_RATE) for clip in clips],
                 ends=(self._end, self._filling),
             )
@@ -203,6 +224,11 @@ def place_labels(input_ids: torch.Tensor, attended: torch.Tensor, counts: Sequen
     return torch.where(labelled, input_ids, IGNORED)
 
 
+def _where(holds: torch.Tensor) -> torch.Tensor:
+    """Places in the flattened tensor. Asked on the host, where it costs nothing: a device would be waited for."""
+    return holds.flatten().nonzero().squeeze(1)
+
+
 def most_tokens(seconds: float) -> int:
     """The bound of a transcript's length: nobody says 30 tokens a second, a model in a loop writes forever."""
     return 32 + int(30 * seconds)
@@ -237,7 +263,7 @@ def _load_weights(folder: Path) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: the weights do not load ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{folder}: the weights do not load ({' '.join(str(error).split())[:240]})") from None
     wrong = {kind: sorted(report[f"{kind}_keys"]) for kind in ("missing", "unexpected") if report[f"{kind}_keys"]}
     if wrong:
         some = "; ".join(f"{len(names)} {kind}, for example {names[0]}" for kind, names in wrong.items())

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from caspi.errors import UserError
+from caspi.families.light_imports import light_imports
 
 _NAME = "caspi_qwen3_asr_backend"
 
@@ -31,7 +32,8 @@ def backend() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[_NAME] = module  # its own relative imports look here
     try:
-        spec.loader.exec_module(module)
+        with light_imports():
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[_NAME]
         raise

@@ -1,4 +1,4 @@
-"""A Qwen3-ASR model on disk: the layout of the qwen-asr package, read, checked, written and downloaded."""
+"""A Qwen3-ASR model on disk: the layout of the qwen-asr package, read, checked and written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caspi.errors import UserError
+from caspi.families.hub_folder import in_fp32
 from caspi.files import read_json
 
 SIDE_FILES = (
@@ -28,9 +29,6 @@ SIDE_FILES = (
 """Everything but the weights."""
 
 
-_WANTED = ["*.json", "*.txt", "*.jinja", "*.safetensors"]
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The side files of a model, held in memory: a checkpoint gets them as they were, when its base is long gone."""
@@ -43,7 +41,7 @@ class Layout:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
-        text = json.dumps(_in_fp32(self.config), ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+        text = json.dumps(in_fp32(self.config), ensure_ascii=False, indent=2, sort_keys=True) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
 
 
@@ -53,7 +51,7 @@ def is_qwen3_asr(config: Mapping[str, Any]) -> bool:
 
 
 def read_layout(folder: Path) -> Layout:
-    """Side files of a folder; UserError when it is no Qwen3-ASR, has another layout or lacks a file."""
+    """Side files of a folder; UserError when it is no Qwen3-ASR, has another layout, lacks a file or is cut short."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a folder in the qwen-asr layout, a repository id or tiny")
     if not (folder / "config.json").is_file():
@@ -61,12 +59,11 @@ def read_layout(folder: Path) -> Layout:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not is_qwen3_asr(config):
         kind = config.get("model_type") if isinstance(config, dict) else None
-        raise UserError(f"{folder}/config.json: model_type is {kind!r}, and qwen3-asr loads qwen3_asr")
-    if "thinker_config" not in config:
         raise UserError(
-            f"{folder}: this is the layout of transformers itself (a -hf checkpoint), which would load as random "
-            "weights; take the checkpoint in the qwen-asr layout (its config.json has thinker_config)"
+            f"{folder}/config.json: model_type is {kind!r}, and qwen3-asr loads qwen3_asr; set model.family to its "
+            "family, or take another base"
         )
+    _check_layout(folder, config)
     problems = _missing(folder)
     if problems:
         raise UserError(*problems)
@@ -74,26 +71,47 @@ def read_layout(folder: Path) -> Layout:
     return Layout(config, files)
 
 
-def download(repository: str, revision: str) -> Path:
-    """The folder of a repository's snapshot in the Hugging Face cache, downloaded as far as it is missing.
+_NATIVE = ("model.audio_tower.", "model.multi_modal_projector.", "model.language_model.")
+"""What names of weights begin with in the layout of transformers itself; in that of qwen-asr it is `thinker.`."""
 
-    The token, the endpoint and the cache are those of huggingface_hub (HF_TOKEN, HF_ENDPOINT, HF_HOME).
+
+def _check_layout(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse the layout of transformers itself, by config.json or by the weights alone: loaded as the other one,
+    neither raises, and all weights are random. It is not converted: that it computes the same could only be shown
+    beside transformers >= 5.13, and qwen-asr needs 4.57.6.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    by_config = "thinker_config" not in config
+    names = [name for path in sorted(folder.glob("*.safetensors")) for name in _tensor_names(path)]
+    by_weights = any(name.startswith(_NATIVE) for name in names)
+    if by_config and any(name.startswith("thinker.") for name in names):
+        raise UserError(
+            f"{folder}: config.json is in the layout of transformers itself, and the weights are in that of qwen-asr; "
+            "copy config.json from the base that they were trained from"
+        )
+    if by_config or by_weights:
+        seen = "config.json has no thinker_config" if by_config else f"its weights are named {_NATIVE[0]}..."
+        raise UserError(
+            f"{folder}: this is the layout of transformers itself, a -hf checkpoint ({seen}): it would load as random "
+            "weights and is not converted; take the same model in the qwen-asr layout, without -hf"
+        )
 
-    where = f"{repository} at {revision}"
+
+def _tensor_names(path: Path) -> list[str]:
+    """By the header of a safetensors file (its length in 8 bytes, then JSON); UserError unless the file is whole."""
+    there = path.stat().st_size
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_WANTED))
-    except GatedRepoError:
-        raise UserError(f"{where}: access is restricted; accept its terms, and set HF_TOKEN") from None
-    except RevisionNotFoundError:
-        raise UserError(f"{where}: no such revision; model.revision is a commit of the repository") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{where}: no such repository, or a private one: set HF_TOKEN") from None
-    except OSError as error:  # what requests and huggingface_hub raise derives from it
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{where}: download failed ({reason}); run again to go on where it stopped") from None
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length) if length <= there else b"")
+        names = [name for name in header if name != "__metadata__"]
+        end = 8 + length + max((int(header[name]["data_offsets"][1]) for name in names), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        raise UserError(f"{path}: the weights do not load: it is no safetensors file; copy it again") from None
+    if there != end:
+        raise UserError(
+            f"{path}: the weights do not load: it has {there:,} bytes, and its header says {end:,}; copy it again"
+        )
+    return names
 
 
 def _missing(folder: Path) -> list[str]:
@@ -112,13 +130,3 @@ def _missing(folder: Path) -> list[str]:
         for name, there in wanted.items()
         if not there
     ]
-
-
-def _in_fp32(config: Any) -> Any:
-    """The config with every dtype in it set to float32, at any depth."""
-    if not isinstance(config, Mapping):
-        return config
-    return {
-        key: "float32" if key in ("dtype", "torch_dtype") and value is not None else _in_fp32(value)
-        for key, value in config.items()
-    }
