@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-browser chaos generate constraints bench clean
+.PHONY: help setup demo test check test-engine test-browser chaos generate constraints bench bench-train clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,15 +25,24 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
-demo: setup      ## two real rounds on this CPU: export, audit, train, benchmark, compare (about 4 minutes)
+demo: setup      ## two real rounds on this CPU (about 4 minutes); FAMILY=ctc or FAMILY=parakeet: one of that family
+	@$(MAKE) --no-print-directory demo-$(FAMILY)
+
+FAMILY ?= qwen3-asr
+
+demo-qwen3-asr:
 	@echo "round 1 of 2: a tiny Qwen3-ASR from random weights (about 2 minutes)"
 	$(BIN)/caspi run rounds/demo-r1.yaml --cluster clusters/laptop.yaml
 	@echo "round 2 of 2: audited data, phases B and A, from round 1 (about 2 minutes)"
 	$(BIN)/caspi run rounds/demo-r2.yaml --cluster clusters/laptop.yaml
 	@$(BIN)/caspi status demo-r2
 
+demo-ctc demo-parakeet: demo-%:
+	$(BIN)/caspi run rounds/demo-$*.yaml --cluster clusters/laptop.yaml
+	@$(BIN)/caspi status demo-$*
+
 test: setup check ## lint, types, import contracts, then every test (about 4 minutes)
-	$(BIN)/pytest -m "not browser" --durations=10
+	$(BIN)/pytest -m "not browser and not slow" --durations=10
 
 check: setup     ## ruff, mypy, import-linter, generated files up to date (1 minute)
 	$(BIN)/ruff check .
@@ -44,6 +53,9 @@ check: setup     ## ruff, mypy, import-linter, generated files up to date (1 min
 
 test-browser: setup ## the report in headless Chromium (needs Debian's chromium)
 	$(BIN)/pytest -m browser
+
+test-engine: setup ## the engine's invariants for every family, and elastic runs under torchrun (about 6 minutes)
+	$(BIN)/pytest tests/test_engine_*.py tests/test_elastic.py --durations=10
 
 chaos: setup     ## demo-r2 killed 20 times at random points and rerun: the same records (about 5 minutes)
 	$(BIN)/python tests/chaos.py
@@ -57,6 +69,9 @@ constraints:     ## resolve constraints.txt anew, with hashes and without index 
 
 bench: setup     ## every figure of docs/benchmarks.md, both sides in one run
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+bench-train: setup ## a step of the engine against the upstream recipe on the same data and model (about 3 minutes)
+	$(BIN)/python benchmarks/training.py
 
 clean:           ## remove .venv and what the tools cached (not runs/)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caspi.corpus.text import _RULES, normalise
+from caspi.corpus.text import _RULES, normalise, why_empty
 
 # (text, plain-1, hebrew-1, hebrew-2)
 GOLDEN = [
@@ -42,6 +42,45 @@ GOLDEN = [
 def test_golden(text: str, plain_1: str, hebrew_1: str, hebrew_2: str) -> None:
     expected = {"plain-1": unicodedata.normalize("NFC", plain_1), "hebrew-1": hebrew_1, "hebrew-2": hebrew_2}
     assert {name: normalise(name, text) for name in expected} == expected
+
+
+ENGLISH = [
+    ("an army is coming, the boy said.", "AN ARMY IS COMING THE BOY SAID"),
+    ("Don’t `stop` — it’s the “dogs'” café…", "DON'T 'STOP' IT'S THE DOGS' CAFE"),
+    ("''Rock 'n' roll,'' she said ' loudly", "ROCK 'N' ROLL SHE SAID LOUDLY"),
+    ("Well-known naïve Ægir Straße Øre", "WELL KNOWN NAIVE AEGIR STRASSE ORE"),
+    ("he\u0301 ﬁve\u200bs", "HE FIVES"),
+    ("It was 1984", ""),  # nineteen eighty-four, or one thousand nine hundred ...
+    ("half ½ of it", ""),
+    ("a 5% share", ""),
+    ("salt & pepper", ""),
+    ("it costs £ a lot", ""),
+    ("the word мир", ""),
+    ("' — \"", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), ENGLISH)
+def test_english_upper_1(text: str, expected: str) -> None:
+    assert normalise("english-upper-1", text) == expected
+
+
+@given(st.text(st.one_of(st.characters(), st.sampled_from("aBßé'’` ,.-1ŉı")), max_size=30))
+def test_english_upper_1_is_spelt_by_its_vocabulary(text: str) -> None:
+    assert set(normalise("english-upper-1", text)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZ' ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("english-upper-1", "It was 1984", "text not in A-Z"),
+        ("english-upper-1", " -- ", "empty text"),
+        ("plain-1", "", "empty text"),
+        (None, "", "empty text"),
+    ],
+)
+def test_why_nothing_is_left(name: str | None, text: str, reason: str) -> None:
+    assert why_empty(name, text) == reason
 
 
 def as_the_seed_wrote_it(text: str) -> str:

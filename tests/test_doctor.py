@@ -52,8 +52,14 @@ def test_dead_regex() -> None:
     lines = blocked(judge_normaliser("hebrew-seed", seed))
     assert "dead regex" in lines
     assert "glued words" in lines
-    for name in ("plain-1", "hebrew-1", "hebrew-2"):
+    for name in ("plain-1", "hebrew-1", "hebrew-2", "english-upper-1"):
         assert not blocked(judge_normaliser(name, lambda text, name=name: normalise(name, text)))  # type: ignore[misc]
+
+
+def test_lower_case_rules() -> None:
+    """The seed's rule for text lowered it, against a vocabulary of capitals."""
+    lines = blocked(judge_normaliser("english-upper-seed", lambda text: re.sub(r"[\,\.\?\!\"“”—]", "", text).lower()))
+    assert "letters or apostrophes that an upper-case vocabulary lacks stay" in lines
 
 
 def test_missing_codec() -> None:
@@ -144,7 +150,8 @@ def test_pins() -> None:
 def test_plan_gpus_and_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = load_round(HOUSE / "rounds/hebrew-r1.yaml")
     cluster = load_cluster(HOUSE / "clusters/8xa100-40gb.yaml")
-    assert "sharding" in blocked(check_plan(patient(spec, cluster)))
+    (state, line), *_ = check_plan(patient(spec, cluster))
+    assert (state, "sharded (FSDP)" in line) == ("ok", True)
     monkeypatch.setattr("shutil.which", lambda _: None)
     (state, line), *_ = check_gpus(patient(spec, cluster))
     assert (state, "not checked" in line) == ("note", True)
@@ -182,6 +189,24 @@ def test_the_whole_doctor(tmp_path: Path) -> None:
     assert bad.code == 2
     states = {check["name"]: check["state"] for check in json.loads(bad.out) if check["state"] == "blocked"}
     assert states == {"sources": "blocked"}
+
+
+@pytest.mark.parametrize("base", ["tiny", "tiny-parakeet"])
+def test_the_whole_doctor_on_ctc(tmp_path: Path, base: str) -> None:
+    """The labels are the text and nothing else; no language is asked for, and where there is one it is held against
+    the text."""
+    _source(tmp_path / "crowd", "Don’t stop!")
+    path = tmp_path / "tidy.yaml"
+    model = {"family": "ctc", "base": base}
+    path.write_text(yaml.safe_dump(changed(model=model, data__text="english-upper-1")), encoding="utf-8")
+    done = caspi("doctor", str(path))
+    assert done.code == 0, done.out + done.err
+    for line in ("labels: in a real batch exactly", "texts come back", "language    not said", "nothing blocks"):
+        assert line in done.out, line
+
+    path.write_text(yaml.safe_dump(changed(model={**model, "language": "Greek"})), encoding="utf-8")
+    bad = caspi("doctor", str(path), "--json")
+    assert {check["name"] for check in json.loads(bad.out) if check["state"] == "blocked"} == {"sources"}
 
 
 def test_sources_that_are_not_there(tmp_path: Path) -> None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from caspi.errors import UserError
 from caspi.families import tiny
-from caspi.families.counts import STORED, count, known_configs, parameter_counts
+from caspi.families.counts import parameter_counts
+from caspi.families.counts_qwen3 import Qwen3Counts
 from caspi.families.mel import SHORTEST, LogMel
-from caspi.families.qwen3_asr import QWEN3_ASR
 from caspi.families.qwen3_folder import read_layout
 from caspi.spec.models import Qwen3AsrModel
 
@@ -98,55 +94,10 @@ def test_any_texts_fit_the_vocabulary(tmp_path: Path, texts: list[str]) -> None:
     base = tiny.make(tmp_path, texts, "Hebrew", "", 0)
     tokenizer = Qwen2TokenizerFast.from_pretrained(base)
     assert len(tokenizer) <= tiny.VOCABULARY
-    assert parameter_counts(spec()) == count(read_layout(base).config)
+    assert parameter_counts(spec()) == Qwen3Counts.count(read_layout(base).config)
     ids = tokenizer.encode("language Hebrew<asr_text>שלום 日本 😀<|im_end|>")
     assert tokenizer.decode(ids) == "language Hebrew<asr_text>שלום 日本 😀<|im_end|>"
     assert tokenizer.decode(ids, skip_special_tokens=True) == "language Hebrew<asr_text>שלום 日本 😀"
-
-
-# --- counts
-
-
-def test_stored_counts_are_what_the_meta_device_counts() -> None:
-    stored = json.loads(STORED.read_text(encoding="utf-8"))
-    assert stored == {base: json.loads(json.dumps(asdict(count(config)))) for base, config in known_configs().items()}
-
-
-@pytest.mark.parametrize(
-    ("base", "total", "strategy_b", "strategy_a"),
-    [
-        ("Qwen/Qwen3-ASR-1.7B", 2_038_052_480, 918_347_776, 1_019_117_568),
-        ("Qwen/Qwen3-ASR-0.6B", 782_426_112, 346_077_824, 423_241_344),
-    ],
-)
-def test_counts_of_the_published_models(base: str, total: int, strategy_b: int, strategy_a: int) -> None:
-    counts = parameter_counts(spec(base, "0123abcd"))
-    assert counts is not None and counts.tied
-    assert counts.total == counts.group("all") == total
-    b = sum(counts.group(name) for name in ("projector", "llm_top:12", "lm_head"))
-    assert (b, b + counts.group("audio_top:8")) == (strategy_b, strategy_a)
-
-
-def test_counts_are_those_of_the_loaded_model(tmp_path: Path) -> None:
-    base = QWEN3_ASR.prepare(spec(), TEXTS, 0, tmp_path)
-    model = QWEN3_ASR.load(base, spec(), torch.device("cpu"))
-    counts = parameter_counts(spec())
-    assert counts is not None
-    for name in ("all", "projector", "lm_head", "llm_top:1", "llm_top:2", "audio_top:2"):
-        assert counts.group(name) == sum(p.numel() for p in model.groups([name])[name]), name
-    assert parameter_counts(spec(str(base))) == counts
-
-
-def test_counts_refuse_more_layers_than_there_are() -> None:
-    counts = parameter_counts(spec("Qwen/Qwen3-ASR-1.7B", "0123abcd"))
-    assert counts is not None
-    with pytest.raises(UserError, match='"audio_top:40": the audio encoder has 24 layers'):
-        counts.group("audio_top:40")
-
-
-def test_counts_of_what_is_not_here_are_unknown(tmp_path: Path) -> None:
-    assert parameter_counts(spec(str(tmp_path / "gone"))) is None
-    assert parameter_counts(spec("someone/a-model-nobody-has", "0123abcd")) is None
 
 
 # --- the download
@@ -154,7 +105,7 @@ def test_counts_of_what_is_not_here_are_unknown(tmp_path: Path) -> None:
 DOWNLOAD = """
 import sys
 from caspi.errors import UserError
-from caspi.families.qwen3_folder import download
+from caspi.families.hub_folder import download
 try:
     print(download("someone/some-asr", sys.argv[1]))
 except UserError as error:

@@ -11,8 +11,10 @@ import pytest
 
 from caspi.corpus.manifest import Utterance, write_manifest
 from caspi.errors import UserError
+from caspi.families.counts import parameter_counts
 from caspi.files import write_json
 from caspi.plan import make_plan, render
+from caspi.plan.memory import micro_batch_seconds
 from caspi.records.record import Circumstances, Record, write_record
 from caspi.records.results import ExportResults, SourceLedger
 from caspi.records.round_dir import RoundDir, create
@@ -49,6 +51,54 @@ def test_hebrew_r1_needs_sharding() -> None:
     assert plan.memory is not None
     assert plan.memory.strategy == "fsdp"
     assert any("FSDP" in warning for warning in plan.warnings)
+    parts = plan.memory.parts
+    assert parts["weights"] == parts["gradients"] == parts["optimizer"] // 2 == 4 * 2_038_052_480 // 8
+    assert parts["gathered"] > 4 * 311_164_928  # the embedding, for one
+    assert "bf16 copies" not in parts and plan.memory.total <= plan.memory.capacity
+
+
+def test_as_many_processes_as_came_decide_whether_it_fits() -> None:
+    """An elastic job may run on fewer than its cluster has: on one GPU nothing can be sharded."""
+    spec, cluster = load_round(HOUSE / "rounds/hebrew-r1.yaml"), load_cluster(HOUSE / "clusters/8xa100-40gb.yaml")
+    caps = [micro_batch_seconds(spec, cluster, parameter_counts(spec.model), came)[0] for came in (1, 2, 8)]
+    assert caps[0] < spec.data.keep.seconds[1] < caps[1] <= caps[2]
+
+
+def test_commonvoice_on_a_laptop() -> None:
+    """A tenth of 195,366 clips: ceil(18,560 / 8) = 2,320 steps an epoch. The convolutions and the mask stand still."""
+    plan = make_plan(
+        load_round(HOUSE / "rounds/commonvoice-wav2vec2.yaml"), load_cluster(HOUSE / "clusters/rtx4090-laptop.yaml")
+    )
+    assert (plan.steps_per_epoch, plan.steps) == (2_320, 6_960)
+    assert plan.parameters == 315_461_792
+    assert [phase.trainable for phase in plan.phases] == [315_461_792 - 4_200_448 - 1_024]
+    assert plan.memory is not None
+    assert plan.memory.strategy == "ddp"
+    assert plan.memory.total <= plan.memory.capacity == 16_376 * 2**20
+    assert (plan.tied, plan.warnings) == ([], [])
+    text = render(plan)
+    for line in ("a subset of 10%", "8 utterances a step, none over", "encoder 2.0e-05, lm_head 2.0e-05"):
+        assert line in text
+    assert len({line[:12].rstrip() == line[:12] for line in text.splitlines()[2:]}) == 1, "one column"
+
+
+def test_adapters_are_planned() -> None:
+    """Rank 16 beside q, k, v, o of 28 layers: 16 x 28 x (2 x (2,048 + 2,048) + 2 x (2,048 + 1,024))."""
+    spec = load_round(HOUSE / "rounds/hebrew-r1.yaml")
+    train = spec.train.model_dump() | {"lora": {"rank": 16}}
+    train["phases"] = [{"name": "lora", "epochs": 3, "rates": {"lora": 1e-4}}]
+    adapted = spec.model_copy(update={"train": type(spec.train).model_validate(train)})
+    plan = make_plan(adapted, load_cluster(HOUSE / "clusters/8xa100-40gb.yaml"))
+    assert plan.phases[0].groups == {"lora": 16 * 28 * (2 * (2048 + 2048) + 2 * (2048 + 1024))}
+    assert plan.memory is not None
+    assert plan.memory.strategy == "ddp", "adapters need no optimizer for what stands still"
+
+
+def test_a_vocabulary_of_the_corpus_is_not_known_before_it() -> None:
+    model = {"family": "ctc", "base": "facebook/wav2vec2-xls-r-300m", "revision": "ab", "vocabulary": "corpus"}
+    spec = parse(changed(model=model), RoundSpec, "x")
+    plan = make_plan(spec, ClusterSpec(memory=64 * 2**30))
+    assert "the head is counted with 32 tokens; it gets those of the training text" in plan.warnings
 
 
 def test_json_has_the_same_under_stable_names() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from typing import Any
 
+from caspi.records.metrics import metric_lines
 from caspi.records.record import STAGES, Record, StageName
 from caspi.records.results import AuditResults, BenchmarkResults, CompareResults, ExportResults, TrainResults
 from caspi.records.round_dir import RoundDir
@@ -67,7 +67,8 @@ def summary(record: Record) -> str:
         case "train":
             train = TrainResults.model_validate(values)
             stopped = f"; stopped early: {train.stopped}" if train.stopped else ""
-            return f"{train.steps:,} steps, dev WER {train.chosen_wer:.3f} at step {train.chosen_step:,}{stopped}"
+            warned = f"; warned of: {', '.join(one.name for one in train.warnings)}" if train.warnings else ""
+            return f"{train.steps:,} steps, dev WER {train.chosen_wer:.3f} {_chosen(train)}{stopped}{warned}"
         case "benchmark":
             scores = BenchmarkResults.model_validate(values).scores
             profile = scores[0].profile
@@ -113,20 +114,25 @@ def _unfinished(round_dir: RoundDir, stage: StageName) -> str:
 
 
 def _progress(round_dir: RoundDir) -> str | None:
-    """Where an unfinished training stands, from the last line of its metrics."""
-    path = round_dir.folder("train") / "metrics.jsonl"
-    if not path.exists():
+    """Where an unfinished training stands, from its metrics."""
+    lines = metric_lines(round_dir.folder("train") / "metrics.jsonl")
+    if not lines:
         return None
-    last = None
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            last = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run may be torn
-            break
-    if not last:
-        return None
-    loss = f", loss {last['loss']:.3f}" if "loss" in last else ""
-    return f"at step {last['step']:,}{loss}"
+    of = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "forecast", "warning")}
+    loss = f", loss {of['train'][-1]['loss']:.3f}" if of["train"] else ""
+    forecast = ""
+    if of["forecast"]:
+        line = of["forecast"][-1]
+        cost = f", {line['cost']:.2f} {line['currency']}" if "cost" in line else ""
+        forecast = f", {_duration(line['total_seconds'])} in all{cost} (forecast)"
+    warned = f"; warned of: {', '.join(line['name'] for line in of['warning'])}" if of["warning"] else ""
+    return f"at step {lines[-1]['step']:,}{loss}{forecast}{warned}"
+
+
+def _chosen(train: TrainResults) -> str:
+    if train.chosen == "average" and train.average:
+        return f"of the average of steps {', '.join(f'{step:,}' for step in sorted(train.average.of))}"
+    return f"at step {train.chosen_step:,}"
 
 
 def _duration(seconds: float) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from caspi.corpus.audio import AudioError, seconds_of
 from caspi.corpus.manifest import Utterance, manifest_line
 from caspi.corpus.sources import Row, Shard, rows
-from caspi.corpus.text import normalise
+from caspi.corpus.split import key_of
+from caspi.corpus.text import normalise, why_empty
 from caspi.files import atomic, json_line
 from caspi.spec.data import Filters
 
@@ -21,11 +22,14 @@ UPDATE_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What happens to a row. A test set has neither normaliser nor filters."""
+    """What happens to a row. A test set has neither normaliser nor filters, and is whole."""
 
     domain: str
     text: str | None = None
     keep: Filters | None = None
+    subset: float = 1.0
+    """Share of the rows that are looked at, drawn by `seed` and the id of each: in any order, from any shard."""
+    seed: int = 0
 
 
 def index_shard(shard: Shard, rules: Rules, part: Path, seen: Callable[[int], object] | None = None) -> int:
@@ -51,6 +55,11 @@ def index_shard(shard: Shard, rules: Rules, part: Path, seen: Callable[[int], ob
     return read
 
 
+def drawn(identity: str, share: float, seed: int) -> bool:
+    """Whether an utterance is in the subset. A larger subset holds a smaller one of the same seed."""
+    return key_of(f"subset {seed} {identity}") < share * 2**64
+
+
 def read_part(part: Path) -> Iterator[dict[str, Any]]:
     """Lines of a part: utterances, then one with `read` and `dropped`. Whole, since it was written atomically."""
     with part.open(encoding="utf-8") as file:
@@ -63,9 +72,11 @@ class _Dropped(Exception):
 
 
 def _utterance(row: Row, source: str, rules: Rules) -> Utterance:
+    if rules.subset < 1 and not drawn(row.id, rules.subset, rules.seed):
+        raise _Dropped("subset")
     text = normalise(rules.text, row.text) if rules.text else row.text.encode("utf-8", "ignore").decode().strip()
     if not text:
-        raise _Dropped("empty text")
+        raise _Dropped(why_empty(rules.text, row.text))
     if row.data is None:
         raise _Dropped("audio file missing")
     try:

@@ -34,9 +34,20 @@ _HEBREW_PUNCTUATION = str.maketrans(
 _TWO_GERESHES = re.compile(r"(?<=[\u05d0-\u05ea])''(?=[\u05d0-\u05ea])")
 
 
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u02b9\u02bb\u02bc\u02bd\u2018\u2019\u201b\u2032\u00b4`", "'"))
+_WHOLE_LETTERS = str.maketrans({"Æ": "AE", "Œ": "OE", "Ø": "O", "Ł": "L", "Đ": "D", "Ð": "D", "Þ": "TH"})
+_SAID = "%&@#"  # and signs of currencies and sums: heard as words, written as none
+
+
 def normalise(name: str, text: str) -> str:
     """`text` under the named rules. Idempotent; "" when nothing is left."""
     return _RULES[name](text)
+
+
+def why_empty(name: str | None, text: str) -> str:
+    """The reason in the ledger for a text of which the rules leave nothing."""
+    lost = name == "english-upper-1" and any(map(_is_said, unicodedata.normalize("NFKD", text)))
+    return "text not in A-Z" if lost else "empty text"
 
 
 def _plain_1(text: str) -> str:
@@ -65,4 +76,32 @@ def _hebrew_2(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-_RULES: dict[str, Callable[[str], str]] = {"plain-1": _plain_1, "hebrew-1": _hebrew_1, "hebrew-2": _hebrew_2}
+def _english_upper_1(text: str) -> str:
+    """English in the 28 characters that wav2vec2-large-960h spells: A-Z, the apostrophe and the space.
+
+    Accents go (CAFE), every apostrophe is `'`, other punctuation is a space. Of a text with digits, letters of other
+    scripts or signs such as %, nothing is left: they are said as words, and which ones the text does not tell.
+    """
+    text = _marks_off(_INVISIBLE.sub("", text).translate(_APOSTROPHES).upper()).upper().translate(_WHOLE_LETTERS)
+    text = re.sub("'{2,}", " ", text.translate(_APOSTROPHES))  # how some type a quotation mark
+    if any(_is_said(char) and not "A" <= char <= "Z" for char in text):
+        return ""
+    words = re.sub("[^A-Z']", " ", text).split()
+    return " ".join(word for word in words if word.strip("'"))
+
+
+def _marks_off(text: str) -> str:
+    return "".join(char for char in unicodedata.normalize("NFKD", text) if unicodedata.category(char) != "Mn")
+
+
+def _is_said(char: str) -> bool:
+    """Whether a character stands for something that is heard."""
+    return unicodedata.category(char)[0] in "LN" or unicodedata.category(char) in ("Sc", "Sm") or char in _SAID
+
+
+_RULES: dict[str, Callable[[str], str]] = {
+    "plain-1": _plain_1,
+    "hebrew-1": _hebrew_1,
+    "hebrew-2": _hebrew_2,
+    "english-upper-1": _english_upper_1,
+}

@@ -18,6 +18,7 @@ from caspi.corpus.text import normalise
 from caspi.doctor.check import Lines, Patient
 from caspi.errors import UserError
 from caspi.spec.data import Source
+from caspi.spec.models import Qwen3AsrModel
 
 LOOKED_AT = 64  # rows of each source
 
@@ -63,13 +64,16 @@ def judge_normaliser(name: str, rule: Callable[[str], str]) -> Lines:
             problems.append("glued words: the maqaf is stripped with the vowel points, so two words become one")
         if rule("שָׁלוֹם") != "שלום":
             problems.append("vowel points stay")
-    probe = rule("  שלום   עולם ")
-    if rule(probe) != probe or "  " in probe:
+    if name.startswith("english-upper") and rule("“Don’t stop,” he said—") != "DON'T STOP HE SAID":
+        problems.append("letters or apostrophes that an upper-case vocabulary lacks stay")
+    probes = [rule("  שלום   עולם "), rule("  hello   World ")]
+    if any(rule(probe) != probe or "  " in probe for probe in probes):
         problems.append("not stable: a second pass changes the text")
     for problem in problems:
         yield "blocked", f"{name}: {problem}"
     if not problems:
-        yield "ok", f"{name}: punctuation, maqaf and vowel points come out as they should"
+        probed = "maqaf and vowel points" if name.startswith("hebrew") else "letters and spaces"
+        yield "ok", f"{name}: punctuation, {probed} come out as they should"
 
 
 def check_sources(patient: Patient) -> Lines:
@@ -84,7 +88,8 @@ def check_sources(patient: Patient) -> Lines:
             yield "blocked", str(error)
             continue
         yield from judge_formats(source.name, [head for row in found if (head := encoded(row))])
-        yield from judge_language(source.name, patient.spec.model.language, [row.text for row in found])
+        if language := patient.spec.model.language:
+            yield from judge_language(source.name, language, [row.text for row in found])
 
 
 def first_rows(source: Source, data_root: Path, field: str, most: int = LOOKED_AT) -> list[Row]:
@@ -120,7 +125,7 @@ def judge_formats(name: str, clips: Sequence[bytes]) -> Lines:
 
 
 def judge_language(name: str, language: str, texts: Iterable[str]) -> Lines:
-    """The letters of the text are those of the language in the prefix."""
+    """The letters of the text are those of the language of the round."""
     script = SCRIPTS.get(language)
     letters = [char for text in texts for char in text if char.isalpha()]
     if script is None or not letters:
@@ -135,8 +140,12 @@ def judge_language(name: str, language: str, texts: Iterable[str]) -> Lines:
 
 
 def check_language(patient: Patient) -> Lines:
-    """Whether qwen-asr knows the language by name."""
-    language = patient.spec.model.language
+    """What asks for the language by name, and whether it knows it."""
+    model = patient.spec.model
+    if not isinstance(model, Qwen3AsrModel):
+        yield "ok", f"{model.language or 'not said'}; a CTC model is not asked for one, it spells what it hears"
+        return
+    language = model.language
     if language in QWEN_LANGUAGES:
         yield "ok", f"{language} is one of the {len(QWEN_LANGUAGES)} languages that qwen-asr takes by name"
         return

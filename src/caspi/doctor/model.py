@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,8 @@ from caspi.families import family_of
 from caspi.spec.models import is_repository
 
 if TYPE_CHECKING:
-    from caspi.families.labels import Speller
+    from caspi.families.base import Speller
 
-UNKNOWN_AT_MOST = 0.02  # share of tokens; above it the model cannot write what it is told to
 LABELLED = 4  # utterances in the batch whose labels are looked at
 
 
@@ -76,22 +74,17 @@ def _utterances(patient: Patient) -> tuple[list[str], list[Any]]:
 
 def judge_round_trip(speller: Speller, texts: Sequence[str]) -> Lines:
     """Every text comes back from the tokenizer. The classic: lower-case text against an upper-case vocabulary."""
-    from caspi.families.labels import round_trip
+    from caspi.families.labels import round_trip, spelling_problem, unknown_characters
 
     trip = round_trip(speller, texts)
-    if trip.unknown_rate > UNKNOWN_AT_MOST:
-        lost = Counter(char for text in texts for char in text if speller.unknown in speller.encode(char))
-        named = " ".join(sorted(char for char, _ in lost.most_common(12)))
-        lower = [char for char in lost if char != char.upper()]
-        cause = ""
-        if lower and all(speller.unknown not in speller.encode(char.upper()) for char in lower):
-            cause = "lower-case text against an upper-case vocabulary: "
-        yield "blocked", f"{cause}{trip.unknown_rate:.0%} of the tokens are unknown ({named}): WER would stay at 1.0"
-    elif trip.changed:
-        line = f"the tokenizer gives {len(trip.changed)} of {len(texts)} texts back changed"
-        yield "blocked", f"{line}: choose text rules that fit it"
+    if problem := spelling_problem(speller, trip):
+        yield "blocked", problem
+    elif trip.unknown:
+        named = " ".join(unknown_characters(speller, trip))
+        yield "note", f"tokenizer: {trip.unknown_rate:.1%} of {trip.tokens} tokens are unknown ({named}); the rest fits"
     else:
-        yield "ok", f"tokenizer: {len(texts)} texts come back as they went in, {trip.tokens} tokens, none unknown"
+        line = f"{trip.pieces} {trip.kind} come back as they went in, {trip.tokens} tokens, none unknown"
+        yield "ok", f"tokenizer: {line}"
 
 
 def judge_labels(problems: Sequence[str]) -> Lines:
@@ -99,4 +92,4 @@ def judge_labels(problems: Sequence[str]) -> Lines:
     for problem in problems:
         yield "blocked", f"labels: {problem}"
     if not problems:
-        yield "ok", "labels: in a real batch exactly the targets and their end token are labelled, row by row"
+        yield "ok", "labels: in a real batch exactly the targets are labelled, row by row, no prompt and no padding"

@@ -21,9 +21,13 @@ CARD = "caspi.json"
 
 def family_of(model: ModelSpec) -> Family:
     """The family that a round names."""
+    if model.family == "ctc":
+        from caspi.families.ctc import CTC
+
+        return CTC
     from caspi.families.qwen3_asr import QWEN3_ASR
 
-    return {"qwen3-asr": QWEN3_ASR}[model.family]
+    return QWEN3_ASR
 
 
 def detect(folder: Path) -> Family:
@@ -38,7 +42,14 @@ def detect(folder: Path) -> Family:
         from caspi.families.qwen3_asr import QWEN3_ASR
 
         return QWEN3_ASR
-    raise UserError(f"{folder}/config.json: model_type is {kind!r}, and the families are qwen3_asr")
+    from caspi.families.ctc_folder import BACKBONES
+
+    if kind in BACKBONES:
+        from caspi.families.ctc import CTC
+
+        return CTC
+    known = ", ".join(("qwen3_asr", *BACKBONES))
+    raise UserError(f"{folder}/config.json: model_type is {kind!r}, and the families are {known}")
 
 
 def card_of(folder: Path) -> ModelSpec | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
 import numpy as np
@@ -12,15 +11,16 @@ from caspi.corpus.manifest import Durations, read_durations
 from caspi.errors import UserError
 from caspi.families.counts import Counts, parameter_counts
 from caspi.files import read_json
-from caspi.plan.memory import Memory, micro_batch_seconds
+from caspi.plan.memory import Memory, group_parameters, micro_batch_seconds
+from caspi.records.metrics import metric_lines
 from caspi.records.results import AuditResults, ExportResults
 from caspi.records.round_dir import RoundDir
 from caspi.spec import ClusterSpec, RoundSpec
+from caspi.spec.models import CtcModel, is_made_here
 from caspi.training.batches import epoch_batches, epoch_size, split_batch, steps_per_epoch
 from caspi.training.phases import phase_plans
 
 BATCHES_LOOKED_AT = 200  # of an epoch, evenly spaced: enough for shares, and quick for a million utterances
-MEASURED_STEPS = 100  # fewer say little about time
 
 
 class _Plan(BaseModel):
@@ -34,6 +34,8 @@ class DataPlan(_Plan):
     train: int | None = None
     eval: int | None = None
     hours: float | None = None
+    subset: float | None = None
+    """The share of the sources that the round takes."""
     left_out: int = 0
     """Of train, by the audit."""
     an_epoch: int | None = None
@@ -115,7 +117,7 @@ def make_plan(spec: RoundSpec, cluster: ClusterSpec, round_dir: RoundDir | None 
     last = 0
     shown = []
     for phase in phases:
-        groups = {name: counts.group(name) for name in phase.rates} if counts else None
+        groups = {name: group_parameters(counts, spec.train, name) for name in phase.rates} if counts else None
         shown.append(
             PhaseInPlan(
                 name=phase.name,
@@ -145,7 +147,7 @@ def make_plan(spec: RoundSpec, cluster: ClusterSpec, round_dir: RoundDir | None 
         tied=_tied(spec, counts),
         phases=shown,
         memory=memory,
-        time=_time(spec, cluster, round_dir, data),
+        time=_time(cluster, round_dir),
         audit=_audit(round_dir),
         warnings=_warnings(spec, steps, memory, counts),
     )
@@ -181,6 +183,7 @@ def _data(spec: RoundSpec, round_dir: RoundDir | None, durations: Durations | No
             train=export.train,
             eval=export.eval,
             hours=export.train_hours,
+            subset=spec.data.subset,
             left_out=export.train - len(durations.seconds),
             an_epoch=epoch_size(counts),
         )
@@ -191,6 +194,7 @@ def _data(spec: RoundSpec, round_dir: RoundDir | None, durations: Durations | No
             train=expected.train,
             eval=expected.eval,
             hours=expected.hours,
+            subset=spec.data.subset,
             an_epoch=expected.train if one_weight else None,
         )
     return DataPlan(known_from="nothing")
@@ -234,34 +238,26 @@ def _check(spec: RoundSpec, cap: float, counts: Counts | None) -> None:
         for index, phase in enumerate(spec.train.phases):
             for group in phase.rates:
                 try:
-                    counts.group(group)
+                    group_parameters(counts, spec.train, group)
                 except UserError as error:
                     problems.append(f"train.phases[{index}].rates: {error}")
     if problems:
         raise UserError(*problems, where=spec.round)
 
 
-def _time(spec: RoundSpec, cluster: ClusterSpec, round_dir: RoundDir | None, data: DataPlan) -> TimePlan:
-    """From this round's own steps so far; a guess from another machine would be a typed number."""
-    path = round_dir.folder("train") / "metrics.jsonl" if round_dir else None
-    if path is None or not path.exists() or not data.an_epoch:
+def _time(cluster: ClusterSpec, round_dir: RoundDir | None) -> TimePlan:
+    """From this round's own steps so far, scores and checkpoints included, as training last reckoned it; a guess from
+    another machine would be a typed number."""
+    lines = metric_lines(round_dir.folder("train") / "metrics.jsonl") if round_dir else []
+    rates = [line["utterances_per_second"] for line in lines if line["kind"] == "train"]
+    forecasts = [line for line in lines if line["kind"] == "forecast"]
+    if not forecasts or not rates:
         return TimePlan()
-    rates, step = [], 0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run may be torn
-            break
-        if values.get("kind") == "train":
-            rates.append(values["utterances_per_second"])
-            step = values["step"]
-    if step < MEASURED_STEPS:
-        return TimePlan()
-    rate = float(np.median(rates))
-    hours = data.an_epoch * sum(phase.epochs for phase in spec.train.phases) / rate / 3600
+    hours = forecasts[-1]["total_seconds"] / 3600
     price = cluster.gpu.price if cluster.gpu else None
     cost = f"{hours * cluster.world_size * price.amount:.2f} {price.currency}" if price else None
-    return TimePlan(utterances_per_second=round(rate, 2), hours=round(hours, 4), cost=cost)
+    rate = round(float(np.median(rates)), 2)
+    return TimePlan(utterances_per_second=rate, hours=round(hours, 4), cost=cost)
 
 
 def _audit(round_dir: RoundDir | None) -> str:
@@ -283,12 +279,14 @@ def _warnings(spec: RoundSpec, steps: int | None, memory: Memory | None, counts:
         found.append(
             f"train.schedule.warmup_steps = {spec.train.schedule.warmup_steps}: all {steps:,} steps are warm-up"
         )
-    if spec.train.evaluate.utterances < 500 and spec.model.base != "tiny":
+    if spec.train.evaluate.utterances < 500 and not is_made_here(spec.model.base):
         found.append(
             f"train.evaluate.utterances = {spec.train.evaluate.utterances}: the dev WER moves by points by itself"
         )
     if memory and memory.strategy == "fsdp":
-        found.append("the weights and their optimizer do not fit on one GPU: this needs sharding (FSDP)")
+        found.append("the weights and their optimizer do not fit on one GPU: they are sharded over all of them (FSDP)")
+    if counts and isinstance(spec.model, CtcModel) and spec.model.vocabulary == "corpus":
+        found.append(f"the head is counted with {counts.head_rows} tokens; it gets those of the training text")
     if counts is None:
         found.append(f"{spec.model.base} is not here, so its parameters are not counted")
     return found

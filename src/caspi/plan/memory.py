@@ -12,10 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from caspi.errors import UserError
 from caspi.families.counts import Counts
 from caspi.spec import ClusterSpec, RoundSpec
+from caspi.spec.round import TrainSpec
 
-FRAMES = 100  # of the spectrogram, a second
-AUDIO_TOKENS = 13  # a second, after the encoder
-TEXT_TOKENS = 10  # a second at most: transcript, and the share of the prompt
 CONTEXT = 1.0e9  # CUDA context, NCCL and cuBLAS workspaces
 SAFETY = 1.5  # on activations
 USABLE = 0.9  # of the memory: the first Hebrew run lost 2.6 of 39.5 GiB to fragmentation
@@ -34,9 +32,12 @@ class Memory(BaseModel):
     capacity: int
 
 
-def micro_batch_seconds(spec: RoundSpec, cluster: ClusterSpec, counts: Counts | None) -> tuple[float, Memory | None]:
+def micro_batch_seconds(
+    spec: RoundSpec, cluster: ClusterSpec, counts: Counts | None, world_size: int | None = None
+) -> tuple[float, Memory | None]:
     """The cap on padded seconds (longest utterance times count) of a micro-batch, and the memory at that cap.
 
+    `world_size` is how many processes there are, where that is known: as many as the cluster has may never come.
     The cap is 0 when not even the weights fit, sharded over all processes. Without counts the cap is the longest
     utterance kept, slowed down, and the memory is not known.
     """
@@ -45,13 +46,14 @@ def micro_batch_seconds(spec: RoundSpec, cluster: ClusterSpec, counts: Counts | 
     if counts is None:
         return longest, None
     capacity = int(USABLE * cluster.memory_per_process)
-    per_second = int(SAFETY * activation_bytes(counts, recompute=cluster.gpus_per_node > 0))
-    trainable = max(trainable_parameters(counts, phase.rates) for phase in spec.train.phases)
+    per_second = int(SAFETY * counts.activation_bytes(cluster.gpus_per_node > 0, longest))
+    trainable = max(trainable_parameters(counts, spec.train, phase.rates) for phase in spec.train.phases)
     strategies: list[tuple[Literal["ddp", "fsdp"], int]] = [("ddp", 1)]
-    if cluster.world_size > 1:
-        strategies.append(("fsdp", cluster.world_size))
+    processes = world_size or cluster.world_size
+    if processes > 1:
+        strategies.append(("fsdp", processes))
     for strategy, shards in strategies:  # noqa: B007 - the last one stands when none fits
-        parts = _standing(counts.total, trainable, shards, spec.train.precision, cluster.gpus_per_node > 0)
+        parts = _standing(counts, trainable, shards, spec.train.precision == "bf16", cluster.gpus_per_node > 0)
         cap = min(ceiling, max(0.0, (capacity - sum(parts.values())) / per_second))
         if cap >= longest:
             break
@@ -60,42 +62,36 @@ def micro_batch_seconds(spec: RoundSpec, cluster: ClusterSpec, counts: Counts | 
     return cap, memory
 
 
-def _standing(total: int, trainable: int, shards: int, precision: str, gpu: bool) -> dict[str, int]:
-    """What is there whatever the batch: fp32 masters, gradients, two moments, and the bf16 copies of autocast."""
+def _standing(counts: Counts, trainable: int, shards: int, half: bool, gpu: bool) -> dict[str, int]:
+    """What is there whatever the batch: fp32 masters, gradients, two moments, and what is made of the weights to
+    compute with them: autocast's bf16 copies, or what is gathered of shards."""
     return {
-        "weights": 4 * total // shards,
+        "weights": 4 * counts.total // shards,
         "gradients": 4 * trainable // shards,
         "optimizer": 8 * trainable // shards,
-        **({"bf16 copies": 2 * trainable} if precision == "bf16" else {}),
+        **({"gathered": _gathered(counts, half)} if shards > 1 else {"bf16 copies": 2 * trainable} if half else {}),
         **({"context": int(CONTEXT)} if gpu else {}),
     }
 
 
-def trainable_parameters(counts: Counts, groups: Iterable[str]) -> int:
+def _gathered(counts: Counts, half: bool) -> int:
+    """The block that runs, the one before and the one after it; and what is no block, in fp32 with its bf16 copies.
+    Each with its gradient, which is whole until it is reduced."""
+    block, apart = max(counts.blocks, default=0), counts.total - sum(counts.blocks)
+    return (3 * block * (2 + 4) + apart * (4 + 4 + 2)) if half else 8 * (3 * block + apart)
+
+
+def trainable_parameters(counts: Counts, train: TrainSpec, groups: Iterable[str]) -> int:
     """Parameters that move when these groups do. A group that the model does not have is someone else's error."""
     total = 0
     for group in groups:
         with contextlib.suppress(UserError):
-            total += counts.group(group)
+            total += group_parameters(counts, train, group)
     return total
 
 
-def activation_bytes(counts: Counts, recompute: bool) -> float:
-    """Bytes of activations a padded second: audio encoder, language model, and logits at the labels.
-
-    With recomputation (gradient checkpointing) a layer keeps its input, and one layer at a time is whole.
-    """
-    d = counts.dimensions
-    width = 2 if recompute else 4  # bf16 on GPUs, fp32 on CPUs
-    tokens = AUDIO_TOKENS + TEXT_TOKENS
-    # Three convolutions, each halves time and frequency; output and its activation are kept.
-    front = 2 * d.audio_channels * d.mel_bins * FRAMES * (1 / 4 + 1 / 16 + 1 / 64)
-    audio_layer = AUDIO_TOKENS * (10 * d.audio_hidden + 3 * d.audio_intermediate)
-    llm_layer = tokens * (6 * d.hidden + 4 * d.heads * d.head + 4 * d.intermediate)
-    if recompute:
-        audio = d.audio_layers * AUDIO_TOKENS * d.audio_hidden + audio_layer
-        llm = d.layers * tokens * d.hidden + llm_layer
-    else:
-        audio, llm = d.audio_layers * audio_layer, d.layers * llm_layer
-    logits = TEXT_TOKENS * d.vocabulary * 10  # fp32 logits and gradient, and their bf16 source
-    return width * (front + audio + llm) + logits
+def group_parameters(counts: Counts, train: TrainSpec, group: str) -> int:
+    """Parameters of one group, or of the adapters; UserError when the model does not have it."""
+    if group == "lora" and train.lora:
+        return train.lora.rank * counts.adapters(train.lora.targets)
+    return counts.group(group)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from caspi.plan.derive import MEASURED_STEPS, Plan
+from collections.abc import Iterator
+
+from caspi.plan.derive import Plan
 from caspi.plan.memory import Memory
+from caspi.training.forecast import MEASURED_STEPS
 
 
 def render(plan: Plan) -> str:
     """The plan as people read it: facts and what follows from them."""
-    lines = [_head(plan), "", _data_line(plan), *_batch_lines(plan)]
     column = max(10, *(len(f"phase {phase.name}  ") for phase in plan.phases))
+    return "\n".join([_head(plan), "", *(f"{name:<{column}}{line}" for name, line in _lines(plan))]) + "\n"
+
+
+def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
+    """(name, what is said under it)"""
+    yield "data", _data_line(plan)
+    yield from zip(("batch", ""), _batch_lines(plan), strict=False)
     for index, phase in enumerate(plan.phases):
-        lines.append(f"{'phase ' + phase.name:<{column}}" + "   ".join(_phase_parts(plan, index)))
+        yield f"phase {phase.name}", "   ".join(_phase_parts(plan, index))
     for phase in plan.phases:
-        rates = ", ".join(f"{group} {rate:.1e}" for group, rate in phase.rates.items())
-        lines.append(f"{'rates ' + phase.name:<{column}}{rates}")
-    lines += [f"tied      {line}" for line in plan.tied]
+        yield f"rates {phase.name}", ", ".join(f"{group} {rate:.1e}" for group, rate in phase.rates.items())
+    yield from (("tied", line) for line in plan.tied)
     if plan.memory:
-        lines.append(f"memory    {_memory_line(plan.memory)}")
-    lines.append(f"time      {_time_line(plan)}")
-    lines.append(f"audit     {plan.audit}")
-    lines += [f"note      {warning}" for warning in plan.warnings]
-    return "\n".join(lines) + "\n"
+        yield "memory", _memory_line(plan.memory)
+    yield "time", _time_line(plan)
+    yield "audit", plan.audit
+    yield from (("note", warning) for warning in plan.warnings)
 
 
 def _phase_parts(plan: Plan, index: int) -> list[str]:
@@ -49,15 +56,16 @@ def _head(plan: Plan) -> str:
 def _data_line(plan: Plan) -> str:
     data = plan.data
     if data.known_from == "nothing":
-        return "data      not known yet: run `caspi run` or `caspi stage export`, or say data.expected in the round"
+        return "not known yet: run `caspi run` or `caspi stage export`, or say data.expected in the round"
     hours = f"   {data.hours:.2f} h" if data.hours else ""
     source = (
         "exported, the ledger balances" if data.known_from == "export" else "expected by the round, not exported yet"
     )
-    again = f", {data.left_out:,} left out by the audit" if data.left_out else ""
+    again = f", a subset of {100 * data.subset:.4g}%" if data.subset else ""
+    again += f", {data.left_out:,} left out by the audit" if data.left_out else ""
     if data.train and data.an_epoch and data.an_epoch != data.train - data.left_out:
         again += f", {data.an_epoch:,} an epoch by weight"
-    return f"data      {data.train:,} train   {data.eval:,} dev{hours}   ({source}{again})"
+    return f"{data.train:,} train   {data.eval:,} dev{hours}   ({source}{again})"
 
 
 def _memory_line(memory: Memory) -> str:
@@ -71,14 +79,14 @@ def _batch_lines(plan: Plan) -> list[str]:
     who = "a GPU" if "GiB" in plan.machine else "a process"
     cap = f"none over {batch.micro_batch_seconds:.0f} padded seconds"
     if batch.micro_batches is None:
-        spread = f"{batch.global_batch} utterances a step over {batch.world_size}"
-        return [f"batch     {spread}, {cap} {who}; packing is known after the export"]
+        spread = f" over {batch.world_size}" if batch.world_size > 1 else ""
+        return [f"{batch.global_batch} utterances a step{spread}, {cap} {who}; packing is known after the export"]
     low, high = batch.micro_batches
     pieces = f"{low}" if low == high else f"{low}-{high}"
     plural = "es" if high > 1 else ""
     return [
-        f"batch     {batch.global_batch} utterances a step, packed into {pieces} micro-batch{plural} {who}; {cap}",
-        f"          {batch.speech:.1%} of the frames are speech; the worst micro-batch has {batch.worst_seconds:.1f} s",
+        f"{batch.global_batch} utterances a step, packed into {pieces} micro-batch{plural} {who}; {cap}",
+        f"{batch.speech:.1%} of the frames are speech; the worst micro-batch has {batch.worst_seconds:.1f} s",
     ]
 
 

@@ -112,6 +112,41 @@ class DevScore(Stored):
     loss: float
 
 
+class AverageScore(DevScore):
+    """A score on dev of the average of several checkpoints."""
+
+    of: list[int]
+    """Their steps, the best one first."""
+
+
+class TrainWarning(Stored):
+    """Something that looked wrong while training, said once."""
+
+    step: int
+    name: str
+    """spike, vanishing gradient, exploding gradient, plateau, stuck WER."""
+    message: str
+
+
+class SourceSeen(Stored):
+    """How often training saw a source."""
+
+    utterances: int
+    """Distinct ones to train on."""
+    epochs: float
+    """How many times each was taken on average: weights and early stops included."""
+
+
+class Adapters(Stored):
+    """LoRA as it was trained; the model has it merged."""
+
+    rank: int
+    alpha: float
+    matrices: int
+    """How many have an adapter."""
+    parameters: int
+
+
 class TrainResults(Stored):
     """Results of train."""
 
@@ -128,6 +163,18 @@ class TrainResults(Stored):
     """Tied tensors, said once: `lm_head is embed_tokens`."""
     stopped: str | None = None
     """Why training ended before its last step, when it did."""
+    left_out: dict[str, int] = {}
+    """Utterances that the model can't learn from, by reason; `utterances` is without them."""
+    average: AverageScore | None = None
+    """The average of the best checkpoints as a candidate, where the round asks for one."""
+    chosen: Literal["step", "average"] = "step"
+    """What the model is: the weights of chosen_step, or that average."""
+    sources: dict[str, SourceSeen] = {}
+    """How often each source was seen, by name."""
+    warnings: list[TrainWarning] = []
+    """In the order they came."""
+    adapters: Adapters | None = None
+    """None when the weights moved themselves."""
 
 
 class Score(Stored):

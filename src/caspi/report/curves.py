@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from caspi.records.metrics import metric_lines
 from caspi.records.results import TrainResults
 from caspi.report.charts import Boundary, Format, Series, line_chart, smooth, thin
 from caspi.report.formats import percent, plain, plural, rate
@@ -33,6 +33,8 @@ class Metrics:
 
     train: Sequence[dict[str, Any]]
     dev: Sequence[dict[str, Any]]
+    warnings: Sequence[dict[str, Any]] = ()
+    """Each with its step and its message."""
 
     @property
     def last_step(self) -> int | None:
@@ -41,14 +43,15 @@ class Metrics:
 
 def read_metrics(path: Path) -> Metrics:
     """Lines that aren't whole are passed over; after a resume the later line of a step counts."""
-    lines: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "dev": {}}
-    if path.exists():
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for text in file:
-                line = _line(text)
-                if line is not None:
-                    lines[line["kind"]][line["step"]] = line
-    return Metrics(*([found[step] for step in sorted(found)] for found in (lines["train"], lines["dev"])))
+    steps: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "dev": {}}
+    warnings: dict[str, dict[str, Any]] = {}
+    for line in metric_lines(path):
+        if line["kind"] in steps:
+            steps[line["kind"]][line["step"]] = line
+        elif line["kind"] == "warning" and isinstance(line.get("message"), str):
+            warnings[line["message"]] = line
+    train, dev = ([found[step] for step in sorted(found)] for found in (steps["train"], steps["dev"]))
+    return Metrics(train, dev, list(warnings.values()))
 
 
 def charts(metrics: Metrics, results: TrainResults | None) -> list[Chart]:
@@ -64,7 +67,10 @@ def charts(metrics: Metrics, results: TrainResults | None) -> list[Chart]:
     dev_loss = _points(metrics.dev, "loss")
     wer, cer = _points(metrics.dev, "wer"), _points(metrics.dev, "cer")
     speed = _points(metrics.train, "utterances_per_second")
-    chosen = f"The model is step {results.chosen_step:,}, WER {percent(results.chosen_wer)}." if results else ""
+    chosen = ""
+    if results:
+        which = "the average of the best" if results.chosen == "average" else f"step {results.chosen_step:,}"
+        chosen = f"The model is {which}, WER {percent(results.chosen_wer)}."
     found = [
         chart(
             "Loss",
@@ -131,17 +137,3 @@ def _means(text: str, points: int) -> str:
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _line(text: str) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    whole = (
-        isinstance(line, dict)
-        and line.get("kind") in ("train", "dev")
-        and isinstance(line.get("step"), int)
-        and not isinstance(line["step"], bool)
-    )
-    return line if whole else None

@@ -14,7 +14,7 @@ import anyio
 import numpy as np
 from fastapi import Request
 
-from caspi.errors import CaspiError
+from caspi.errors import CaspiError, UserError
 from caspi.families.base import SAMPLE_RATE, Clip, Hypothesis, Model
 from caspi.serving.metrics import Metrics
 from caspi.serving.queue import BatchLimits, MicroBatches, Overloaded
@@ -105,16 +105,21 @@ def load_model(folder: Path) -> Loaded:
     import torch
 
     from caspi.families import card_of, detect
-    from caspi.spec.models import Qwen3AsrModel
+    from caspi.spec.models import CtcModel, Qwen3AsrModel
 
     family, card = detect(folder), card_of(folder)
+    if card and card.family != family.name:
+        raise UserError(f"{folder}: the weights are of the family {family.name}, and caspi.json says {card.family}")
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         torch.set_num_threads(1)  # several servers or a training beside it would only fight for the cores
     # a base model has no round: its language is only a word in training targets, which nobody makes here
-    spec = card or Qwen3AsrModel(family="qwen3-asr", base=str(folder.resolve()), language="English")
+    base = str(folder.resolve())
+    bare = CtcModel(family="ctc", base=base) if family.name == "ctc" else None
+    spec = card or bare or Qwen3AsrModel(family="qwen3-asr", base=base, language="English")
     model = family.load(folder, spec, torch.device("cuda" if on_gpu else "cpu"))
-    return Loaded(model, card.language if card else None, spec.context)
+    context = spec.context if isinstance(spec, Qwen3AsrModel) else ""
+    return Loaded(model, card.language if card else None, context)
 
 
 def check(model: Model) -> None:

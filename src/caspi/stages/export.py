@@ -29,6 +29,7 @@ from caspi.records.results import ExportResults, SourceLedger
 from caspi.records.round_dir import RoundDir
 from caspi.spec import RoundSpec
 from caspi.spec.data import Expected
+from caspi.spec.models import Qwen3AsrModel
 from caspi.stages.stage import Outcome, Stage
 
 SERIAL_BYTES = 256 << 20
@@ -125,7 +126,10 @@ def _plans(round_dir: RoundDir) -> list[_Plan]:
         place = locate(source, round_dir.data_root, where)
         found = shards(source, place)
         trains = where.startswith("data.")
-        rules = Rules(source.domain, spec.data.text, spec.data.keep) if trains else Rules(source.domain)
+        rules = Rules(source.domain)
+        if trains:
+            subset = 1.0 if spec.data.subset is None else spec.data.subset
+            rules = Rules(source.domain, spec.data.text, spec.data.keep, subset, spec.seed)
         tasks = [_Task(shard, rules, parts / source.name / f"{n:05d}.jsonl") for n, shard in enumerate(found)]
         plans.append(_Plan(source.name, where, found[0].root, tasks))
     return plans
@@ -216,19 +220,19 @@ def _write(
     spec: RoundSpec,
     folder: Path,
 ) -> list[str]:
-    """All manifests; returns those that the record pins. Upstream and NeMo manifests hold paths of this machine."""
+    """All manifests; returns those that the record pins. Upstream and NeMo manifests hold paths of this machine; the
+    upstream one exists where there is an upstream: the training script of Qwen3-ASR."""
     names = {TRAIN: "train", EVAL: "eval"}
     with ExitStack() as stack:
         manifests = {side: stack.enter_context(atomic(folder / f"{name}.jsonl")) for side, name in names.items()}
-        foreign = {}
+        nemo, upstream = {}, {}
         if spec.data.materialise:
-            foreign = {
-                side: (
-                    stack.enter_context(atomic(folder / "upstream" / f"{name}.jsonl")),
-                    stack.enter_context(atomic(folder / "nemo" / f"{name}.json")),
-                )
-                for side, name in names.items()
-            }
+            nemo = {side: stack.enter_context(atomic(folder / "nemo" / f"{name}.json")) for side, name in names.items()}
+            if isinstance(spec.model, Qwen3AsrModel):
+                upstream = {
+                    side: stack.enter_context(atomic(folder / "upstream" / f"{name}.jsonl"))
+                    for side, name in names.items()
+                }
         for source in sources:
             for collected in source:
                 side, utterance = int(source.side[collected.number]), collected.utterance
@@ -236,9 +240,9 @@ def _write(
                     seconds = float(source.seconds[collected.number])
                     wav = _wav(utterance)
                     utterance = replace(utterance, audio=f"{EXPORT}/{wav}", seconds=seconds)
-                    upstream, nemo = foreign[side]
-                    upstream.write(json_line(_upstream(folder / wav, utterance.text, spec.model.language)))
-                    nemo.write(json_line(_nemo(folder / wav, utterance.text, seconds)))
+                    nemo[side].write(json_line(_nemo(folder / wav, utterance.text, seconds)))
+                    if isinstance(spec.model, Qwen3AsrModel):
+                        upstream[side].write(json_line(_upstream(folder / wav, utterance.text, spec.model.language)))
                 manifests[side].write(manifest_line(utterance))
     for test_set in test_sets:
         write_manifest(folder / _set_name(test_set), (collected.utterance for collected in test_set))

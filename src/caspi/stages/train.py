@@ -18,16 +18,12 @@ from caspi.plan.memory import micro_batch_seconds
 from caspi.records.results import TrainResults
 from caspi.records.round_dir import RoundDir
 from caspi.spec import RoundSpec
-from caspi.spec.models import TINY, is_repository
+from caspi.spec.models import is_made_here, is_repository
 from caspi.stages.stage import Outcome, Stage
 from caspi.training.checkpoint import publish
 from caspi.training.distributed import Processes, processes
 from caspi.training.engine import Trained, Work, train
 
-NEEDS_SHARDING = (
-    "the weights and their optimizer do not fit on one GPU, and sharding (FSDP) is not built yet: take larger GPUs in "
-    "the cluster file, or let fewer groups move"
-)
 MANIFESTS = ("train.jsonl", "eval.jsonl")
 
 
@@ -48,10 +44,8 @@ def work(round_dir: RoundDir) -> Outcome:
     chosen = _chosen(round_dir)
     dev = read_manifest(round_dir.folder("export") / "eval.jsonl")
     family = family_of(spec.model)
-    cap, memory = micro_batch_seconds(spec, cluster, parameter_counts(spec.model))
-    if memory and memory.strategy == "fsdp":
-        raise UserError(NEEDS_SHARDING, where=spec.round)
-    with processes() as ranks:
+    with processes(cluster.hang_timeout) as ranks:
+        cap, memory = micro_batch_seconds(spec, cluster, parameter_counts(spec.model), ranks.world_size)
         trained = train(
             Work(
                 spec=spec,
@@ -64,6 +58,7 @@ def work(round_dir: RoundDir) -> Outcome:
                 reader=AudioReader(roots(spec, round_dir.data_root, round_dir.folder("export"))),
                 max_padded_seconds=cap,
                 identity=digest({**_data(round_dir), "base": _base_digest(round_dir), "spec": spec.digest}),
+                strategy=memory.strategy if memory else "ddp",
             ),
             ranks,
         )
@@ -71,7 +66,7 @@ def work(round_dir: RoundDir) -> Outcome:
             publish(trained.chosen, round_dir.model)
         ranks.wait()
     return Outcome(
-        results=_results(spec, trained, len(chosen)),
+        results=_results(spec, trained, len(chosen) - sum(trained.left_out.values())),
         outputs=[f"../model/{path.name}" for path in sorted(round_dir.model.iterdir()) if path.is_file()],
         figures=trained.figures,
     )
@@ -94,7 +89,7 @@ def _base_digest(round_dir: RoundDir) -> str:
     parent, model = round_dir.parent(), round_dir.spec.model
     if parent is not None:
         return parent.succeeded("train").digest
-    if model.base == TINY or is_repository(model.base):
+    if is_made_here(model.base) or is_repository(model.base):
         return digest({"base": model.base, "revision": model.revision})
     return folder_digest(_local(model.base))
 
@@ -129,15 +124,20 @@ def _chosen(round_dir: RoundDir) -> list[Utterance]:
 def _results(spec: RoundSpec, trained: Trained, utterances: int) -> TrainResults:
     model = spec.model
     base = spec.parent or (f"{model.base}@{model.revision}" if model.revision else model.base)
-    (score,) = (score for score in trained.dev if score.step == trained.chosen.step)
     return TrainResults(
         base=base,
         steps=trained.steps,
         utterances=utterances,
         phases=trained.phases,
         dev=trained.dev,
-        chosen_step=trained.chosen.step,
-        chosen_wer=score.wer,
+        chosen_step=trained.score.step,
+        chosen_wer=trained.score.wer,
         tied=trained.tied,
         stopped=trained.stopped,
+        left_out=trained.left_out,
+        average=trained.average,
+        chosen="average" if trained.score is trained.average else "step",
+        sources=trained.sources,
+        warnings=trained.warnings,
+        adapters=trained.adapters,
     )

@@ -1,13 +1,14 @@
 """Checkpoints that are whole or not there.
 
-    checkpoints/step-000150/
+    checkpoints/step-000150/                   (average-of-3/: the mean of the three best, a candidate as they are)
         config.json model.safetensors ...      the family's own layout: the folder loads as a model by itself
         engine/optimizer.safetensors           AdamW by parameter name; fp32
         engine/state.json                      where training stands
         checkpoint.json                        sizes and digests of all of it; written last
 
-A folder is written under a temporary name, flushed to disk and renamed. Under DDP every rank holds the same state,
-so the leader's is the state: another number of processes loads it as it is. Nothing here is pickled.
+A folder is written under a temporary name, flushed to disk and renamed, by the leader. Weights and moments are whole
+tensors by name, gathered one by one where they are sharded: any number of processes loads them, sharded or not, and
+so does the family's own package. Nothing here is pickled (torch.distributed.checkpoint's metadata is).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class State:
     seconds: float
     """Spent on the steps so far."""
     versions: Mapping[str, str]
+    watch: Mapping[str, Any] = field(default_factory=dict)
+    """What the rules of training/watch.py remember."""
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "dev": [score.model_dump() for score in self.dev]}
@@ -83,11 +86,7 @@ def save_checkpoint(folder: Path, state: State, model: Model, optimizer: Mapping
             model.save(temporary)
             save_file(dict(optimizer), temporary / ENGINE / "optimizer.safetensors")
             write_json(temporary / ENGINE / "state.json", state.as_json())
-            write_json(temporary / MANIFEST, {"files": _measured(temporary)})
-            _flush(temporary)
-            shutil.rmtree(path, ignore_errors=True)  # torn: read_checkpoint refused it
-            temporary.rename(path)
-            _flush_entry(folder)
+            seal(temporary, path)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise UserError(
@@ -97,6 +96,15 @@ def save_checkpoint(folder: Path, state: State, model: Model, optimizer: Mapping
             ) from None
     write_text(folder.parent / "latest", path.name + "\n")
     return Checkpoint(path, state)
+
+
+def seal(temporary: Path, path: Path) -> None:
+    """Make the finished folder `temporary` the whole checkpoint `path`: measured, flushed to disk, renamed."""
+    write_json(temporary / MANIFEST, {"files": _measured(temporary)})
+    _flush(temporary)
+    shutil.rmtree(path, ignore_errors=True)  # torn: read_checkpoint refused it
+    temporary.rename(path)
+    _flush_entry(path.parent)
 
 
 def read_checkpoint(path: Path, thorough: bool = False) -> Checkpoint | None:

@@ -20,7 +20,7 @@ from caspi.errors import CaspiError, StageFailed
 from caspi.families.base import Batch, Clip, Example, Model
 from caspi.orphans import die_with_parent
 from caspi.spec import RoundSpec
-from caspi.training.augment import augmented_rng, change_speed, mask, speed_factors, utterance_keys
+from caspi.training.augment import augmented, augmented_rng, mask, speed_factors, utterance_keys
 from caspi.training.batches import epoch_batches, padded_seconds, split_batch, steps_per_epoch
 from caspi.training.distributed import Processes
 
@@ -138,14 +138,14 @@ class Speech(Dataset[MicroBatch]):
         return MicroBatch(order, batch, tuple(skipped))
 
     def _example(self, index: int, epoch: int, copy: int, speed: float) -> Example:
-        utterance = self.utterances[index]
-        clip = change_speed(self.reader.read(utterance.audio), speed)
+        utterance, key = self.utterances[index], int(self.keys[index])
+        augment, seed = self.spec.train.augment, self.spec.seed
+        clip = augmented(self.reader.read(utterance.audio), augment, seed, epoch, key, copy, speed)
         example = self.model.example(clip, utterance.text)
-        specaugment = self.spec.train.augment.specaugment
-        if specaugment is None:
+        if augment.specaugment is None:
             return example
-        rng = augmented_rng(self.spec.seed, epoch, int(self.keys[index]), copy)
-        return replace(example, features=mask(example.features, specaugment, rng))
+        rng = augmented_rng(seed, epoch, key, copy)
+        return replace(example, features=mask(example.features, augment.specaugment, rng))
 
 
 def step_batches(

@@ -8,12 +8,13 @@ what does not belong to a phase does not move in it; no checkpoint is ever half 
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +22,10 @@ import torch
 from caspi.corpus.manifest import Utterance
 from caspi.errors import Diverged, OutOfBudget, Preempted, StageFailed, UserError
 from caspi.families.base import Family, Model
-from caspi.progress import progress
-from caspi.records.results import DevScore, PhaseResults
+from caspi.records.results import Adapters, AverageScore, DevScore, PhaseResults, SourceSeen, TrainWarning
 from caspi.spec import ClusterSpec, RoundSpec
-from caspi.tracking import Metrics, Tracking
+from caspi.training.averaging import Average
+from caspi.training.averaging import average as average_of
 from caspi.training.batches import check_fits
 from caspi.training.checkpoint import (
     Checkpoint,
@@ -35,15 +36,23 @@ from caspi.training.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from caspi.training.clock import Clock
-from caspi.training.data import MicroBatch, Orders, Reader, Speech, step_batches
+from caspi.training.clock import Clock, seconds_a_byte
+from caspi.training.data import MicroBatch, Orders, Reader, Speech, background, step_batches
 from caspi.training.distributed import Processes, identical
 from caspi.training.evaluation import Evaluation
+from caspi.training.forecast import MEASURED_STEPS, Pace, forecast, over_budget, seconds_left
+from caspi.training.guards import check_spelling, trainable
+from caspi.training.journal import Journal
+from caspi.training.lora import Adapted, with_adapters
+from caspi.training.memory_ladder import ShortOfMemory, lowered, remember, remembered, worst
+from caspi.training.mixing import epochs_by_source
 from caspi.training.optimizer import PhaseOptimizer
 from caspi.training.phases import PhasePlan, phase_plans, rate_factor
+from caspi.training.sharding import gathered, replicated, shard, whole_network
 from caspi.training.stopping import StopRequest, budget, check_finite, check_wer, no_gain, stop_requests
+from caspi.training.watch import Watch
 
-LOGGED_STEPS = 2000  # about how many lines of metrics.jsonl a run has, however long it is
+BUDGET = "budget"  # a warning that depends on the clock: said and logged, and no result
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,8 @@ class Work:
     """The most that one micro-batch holds on this cluster."""
     identity: str
     """sha256 of everything that decides the weights; checkpoints of another identity are not continued."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Whether every process holds all weights and their optimizer, or its share of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,15 @@ class Trained:
     tied: list[str]
     stopped: str | None
     figures: dict[str, Any]
+    score: DevScore
+    """Of what was chosen."""
+    average: AverageScore | None
+    """Of the average, chosen or not."""
+    sources: dict[str, SourceSeen]
+    warnings: list[TrainWarning]
+    adapters: Adapters | None
+    left_out: dict[str, int]
+    """Utterances that the model can't learn from, by reason."""
 
 
 def train(work: Work, ranks: Processes) -> Trained:
@@ -111,57 +131,105 @@ class Run:
         self.checkpoints = work.folder / "checkpoints"
         checkpoint = self._found()
         self.resumed = checkpoint
-        self.model: Model = work.family.load(checkpoint.path if checkpoint else work.base, spec.model, ranks.device)
+        # Checkpoints have the adapters merged; training goes on from the base and the adapters beside it.
+        start = checkpoint.path if checkpoint and not self.settings.lora else work.base
+        loaded = work.family.load(start, spec.model, ranks.device)
+        self.model = with_adapters(loaded, self.settings, spec.seed, checkpoint.path if checkpoint else None)
         if ranks.device.type == "cuda":
             self.model.enable_recompute()  # what the cap on a micro-batch is reckoned with
         self.step = checkpoint.state.step if checkpoint else 0
         self.dev = list(checkpoint.state.dev) if checkpoint else []
         self.skipped = checkpoint.state.skipped if checkpoint else 0
-        self.seconds_before = checkpoint.state.seconds if checkpoint else 0.0
 
-        lengths = np.array([utterance.seconds for utterance in work.train])
+        check_spelling(self.model, [one.text for one in (*work.train, *work.dev)])
+        utterances, self.left_out = trainable(self.model, work.train, max(self.settings.augment.speed))
+        lengths = np.array([utterance.seconds for utterance in utterances])
+        self.longest = float(lengths.max()) / min(self.settings.augment.speed)
         check_fits(lengths / min(self.settings.augment.speed), work.max_padded_seconds)
-        self.orders = Orders(spec, work.train, ranks.rank, ranks.world_size, work.max_padded_seconds)
+        self.cap = ranks.from_leader(remembered(work.folder, work.max_padded_seconds))
+        self.orders = Orders(spec, utterances, ranks.rank, ranks.world_size, self.cap)
         self.phases = phase_plans(self.settings, self.orders.steps_per_epoch)
         self.phase_results = [_phase_results(self.model, phase) for phase in self.phases]
         self.total = self.phases[-1].last_step
-        self.speech = Speech(spec, work.train, work.reader, self.model)
+        self.speech = Speech(spec, utterances, work.reader, self.model)
         self.evaluation = Evaluation(spec, work.dev, work.reader, ranks, work.max_padded_seconds, work.cluster.workers)
         self.budget = budget(self.settings.stop, work.cluster, ranks.world_size)
         self.stopped = no_gain(self.settings.stop, self.dev)
-
         self.clock = Clock()
-        self.metrics = Metrics(work.folder / "metrics.jsonl", self.step) if ranks.leader else None
-        self.tracking = Tracking(
-            work.cluster.track if ranks.leader else [], work.folder, spec.round, spec.model_dump(mode="json")
+        state = checkpoint.state.watch if checkpoint else {}
+        self.watch = Watch(self.settings, spec.model.family, self.orders.steps_per_epoch, state)
+        self.journal = Journal(
+            spec,
+            work.cluster,
+            work.folder,
+            ranks,
+            watch=self.watch,
+            clock=self.clock,
+            step=self.step,
+            total=self.total,
+            spent=checkpoint.state.seconds if checkpoint else 0.0,
         )
-        self.bar = progress("train", self.total, "steps", initial=self.step, quiet=not ranks.leader)
+        # Before the first step: freeing so much memory at once makes glibc keep more of it, which makes steps faster.
+        self.seconds_a_byte = seconds_a_byte(work.folder) if ranks.leader else 0.0
+        if work.strategy == "fsdp" and ranks.world_size > 1:
+            self._check_identical()
+            shard(self.model, self.settings.precision, ranks)
 
     def train_phase(self, phase: PhasePlan) -> None:
         """Every step of a phase that is still to take."""
         if self.stopped or self.step >= phase.last_step:
             return
         settings = self.settings
-        with closing(
-            PhaseOptimizer(self.model, phase, settings.optimizer, settings.precision, self.ranks)
-        ) as optimizer:
-            if self.resumed and self.resumed.state.phase == phase.name and self.step > phase.first_step:
-                optimizer.restore(self.resumed.optimizer())
-            if not identical(self.ranks, self.model.network.state_dict().values()):
-                raise StageFailed(f"step {self.step}: the processes hold different weights; this is a fault of Caspi")
-            workers = self.work.cluster.workers
-            steps = step_batches(self.speech, self.orders, self.step, phase.last_step, workers, self.ranks)
-            for micro_batches in self.clock.waiting(steps):
-                self.take_step(phase, optimizer, micro_batches)
-                gained = self.evaluate(phase) if self._due(phase, settings.evaluate.every_steps) else False
-                if gained or self.stopped or self._due(phase, settings.keep.every_steps):
-                    self.save(phase, optimizer)
-                self.stop_if_asked(phase, optimizer)
-                if self.stopped:
-                    return
+        optimizer = PhaseOptimizer(self.model, phase, settings.optimizer, settings.precision, self.ranks)
+        if self.resumed and self.resumed.state.phase == phase.name and self.step > phase.first_step:
+            optimizer.restore(self.resumed.optimizer())
+        self._check_identical()
+        self.clock.begin_phase()
+        while self.step < phase.last_step and not self.stopped:
+            try:
+                self.rehearse(phase, optimizer)
+                self.take_steps(phase, optimizer)
+            except ShortOfMemory as short:
+                self.shrink(short)
+
+    def rehearse(self, phase: PhasePlan, optimizer: PhaseOptimizer) -> None:
+        """The micro-batch of the phase that needs most memory, dry: what does not fit shows now, not hours later."""
+        order = worst(self.orders, self.step, phase.last_step)
+        (micro_batch,) = background(self.speech, [order], min(1, self.work.cluster.workers), pin=False)
+        with self.clock.aside("rehearsal"):
+            optimizer.rehearse(micro_batch)
+
+    def take_steps(self, phase: PhasePlan, optimizer: PhaseOptimizer) -> None:
+        """From where training stands to the end of the phase."""
+        settings, workers = self.settings, self.work.cluster.workers
+        steps = step_batches(self.speech, self.orders, self.step, phase.last_step, workers, self.ranks)
+        for micro_batches in self.clock.waiting(steps):
+            self.take_step(phase, optimizer, micro_batches)
+            gained = self.evaluate(phase) if self._due(phase, settings.evaluate.every_steps) else False
+            if gained or self.stopped or self._due(phase, settings.keep.every_steps):
+                self.save(phase, optimizer)
+            self.stop_if_asked(phase, optimizer)
+            if self.stopped:
+                return
+
+    def shrink(self, short: ShortOfMemory) -> None:
+        """Smaller micro-batches from here on; the step that did not fit is taken again.
+
+        Where weights are sharded the other processes wait for this one in the middle of their step: it ends, and
+        all start again with the smaller cap.
+        """
+        before, self.cap = self.cap, lowered(self.cap, self.longest)
+        if self.ranks.leader or not short.together:
+            remember(self.work.folder, self.work.max_padded_seconds, self.cap)
+        what = f"out of memory after step {self.step}: micro-batches of {self.cap:.1f} instead of {before:.1f} s"
+        if not short.together:
+            raise Preempted(f"{what}; run the same command again, it goes on from the newest checkpoint")
+        self.orders = Orders(self.work.spec, self.speech.utterances, self.ranks.rank, self.ranks.world_size, self.cap)
+        self.journal.write({"kind": "memory", "step": self.step, "padded_seconds": self.cap, "before": before})
 
     def take_step(self, phase: PhasePlan, optimizer: PhaseOptimizer, micro_batches: Sequence[MicroBatch]) -> None:
         """One optimizer step on one global batch."""
+        self.ranks.arrive()
         tokens, utterances, seconds, padded, skipped, asked = self.ranks.sum(
             sum(m.batch.tokens for m in micro_batches if m.batch),
             sum(len(m.order.utterances) - len(m.skipped) for m in micro_batches),
@@ -183,26 +251,56 @@ class Run:
         self.asked = asked > 0
         check_finite(self.step, loss, norm)
         self.clock.stepped(utterances)
-        self._report(
-            phase,
-            loss,
-            norm,
-            {name: rate * factor for name, rate in phase.rates.items()},
-            tokens,
-            utterances,
-            padding=1 - seconds / padded,
-        )
+        values = {
+            "epoch": round(self.step / self.orders.steps_per_epoch, 4),
+            "phase": phase.name,
+            "loss": loss,
+            "grad_norm": norm,
+            "rates": {name: rate * factor for name, rate in phase.rates.items()},
+            "tokens": int(tokens),
+            "utterances": int(utterances),
+            "padding": round(1 - seconds / padded, 4),
+        }
+        self.journal.stepped(self.step, loss, norm, values, last=self.step == phase.last_step)
+        scored = self._due(phase, self.settings.evaluate.every_steps)
+        if self.clock.phase_steps == MEASURED_STEPS and not scored:  # a score forecasts too
+            self.forecast(phase, scored=False)
 
     def evaluate(self, phase: PhasePlan) -> bool:
         """Score on dev; whether the score is among the best that are kept."""
-        with self.clock.aside():
-            score = self.evaluation.score(self.model, self.step, self.step / self.orders.steps_per_epoch)
+        with self.clock.aside("evaluation"):
+            score = self._scored(self.model)
         self.dev.append(score)
-        self._write({"kind": "dev", **score.model_dump(), "phase": phase.name, "seconds": self._seconds()})
-        self.bar.set_postfix_str(self._facts(), refresh=False)
+        self.journal.scored(self.dev, phase.name)
         check_wer(self.settings, self.dev)
+        if self.clock.phase_steps >= MEASURED_STEPS:
+            self.forecast(phase, scored=True)
         self.stopped = no_gain(self.settings.stop, self.dev)
         return score in ranked(tuple(self.dev))[: self.settings.keep.best]
+
+    def forecast(self, phase: PhasePlan, scored: bool) -> None:
+        """What all of it will take and cost; `scored`: this step is scored already."""
+        results = self.phase_results[self.phases.index(phase)]
+        size = 4 * (results.parameters + 2 * results.trainable)  # fp32 weights, and two moments of what moves
+        pace = Pace(
+            step=self.clock.step_seconds() or 0.0,
+            evaluation=self.clock.last("evaluation") or self._part_of_an_evaluation(),
+            checkpoint=self.clock.last("checkpoint") or size * self.seconds_a_byte,
+        )
+        moving = [each.trainable / each.parameters for each in self.phase_results]
+        left = seconds_left(self.settings, self.phases, moving, self.step, pace, scored)
+        line = forecast(self.step, self.journal.seconds(), left, self.work.cluster, self.ranks.world_size)
+        self.journal.write(line)
+        if problem := over_budget(line, self.settings.stop.cost):
+            self.journal.warn(self.watch.once(self.step, BUDGET, problem))
+
+    def _part_of_an_evaluation(self) -> float:
+        """Seconds that one will take, before the first: about four micro-batches of it stand for the others."""
+        part = copy(self.evaluation)
+        part.batches = part.batches[:: max(1, len(part.batches) // 4)]
+        with self.clock.aside("part"), gathered(self.model.network):
+            part.score(self.model, self.step, 0.0)
+        return (self.clock.last("part") or 0.0) * len(self.evaluation.batches) / len(part.batches)
 
     def save(self, phase: PhasePlan, optimizer: PhaseOptimizer) -> None:
         """A whole checkpoint of this step; old ones go."""
@@ -212,13 +310,16 @@ class Run:
             phase=phase.name,
             dev=tuple(self.dev),
             skipped=self.skipped,
-            seconds=self._seconds(),
+            seconds=self.journal.seconds(),
             versions={name: metadata.version(name) for name in ("torch", "numpy", "safetensors")},
+            watch=self.watch.state(),
         )
-        with self.clock.aside():
-            if self.ranks.leader:
-                save_checkpoint(self.checkpoints, state, self.model, optimizer.state())
-                prune(self.checkpoints, self.settings.keep.last, self.settings.keep.best)
+        with self.clock.aside("checkpoint"):
+            moments = optimizer.state()
+            with whole_network(self.model.network, keep=self.ranks.leader):
+                if self.ranks.leader:
+                    save_checkpoint(self.checkpoints, state, self.model, moments)
+                    prune(self.checkpoints, self.settings.keep.last, self.settings.keep.best)
             self.ranks.wait()
 
     def stop_if_asked(self, phase: PhasePlan, optimizer: PhaseOptimizer) -> None:
@@ -228,7 +329,7 @@ class Run:
             raise Preempted(f"asked to stop: step {self.step} of {self.total} is saved; run the same command to go on")
         if self.budget:
             try:
-                self.budget.check(self.ranks.from_leader(self._seconds()))
+                self.budget.check(self.ranks.from_leader(self.journal.seconds()))
             except OutOfBudget:
                 self.save(phase, optimizer)
                 raise
@@ -238,26 +339,46 @@ class Run:
         last = self.checkpoints / f"step-{self.step:06d}"
         chosen = self.best() if self.settings.final == "best" else read_checkpoint(last)
         assert chosen is not None, "the last step of a phase is scored and saved"
+        score = next(score for score in self.dev if score.step == chosen.step)
+        average = self.average()
+        if average and ranked((score, average.score))[0] is average.score:
+            chosen, score = average.checkpoint, average.score
         return Trained(
             chosen=chosen,
+            score=score,
+            average=average.score if average else None,
             steps=self.step,
             phases=self.phase_results,
             dev=self.dev,
             tied=self.model.tied(),
             stopped=self.stopped,
             figures=self._figures(),
+            left_out=self.left_out,
+            sources=epochs_by_source(self.orders, self.speech.utterances, self.step),
+            warnings=[warning for warning in self.watch.warnings if warning.name != BUDGET],
+            adapters=self.model.described() if isinstance(self.model, Adapted) else None,
         )
 
     def best(self) -> Checkpoint | None:
         """The checkpoint that is best on dev, of those on disk."""
-        paths = (self.checkpoints / f"step-{score.step:06d}" for score in ranked(tuple(self.dev)))
-        return next((found for path in paths if (found := read_checkpoint(path))), None)
+        return next(self._best_first(), None)
+
+    def average(self) -> Average | None:
+        """The mean of the best checkpoints, scored as what it is: a model on disk. None when the round wants none."""
+        if self.settings.average is None:
+            return None
+        best = self.ranks.from_leader(list(islice(self._best_first(), self.settings.average)))
+
+        def score(folder: Path) -> DevScore:
+            return self._scored(self.work.family.load(folder, self.work.spec.model, self.ranks.device))
+
+        average = average_of(self.checkpoints, best, self.ranks, score)
+        if average:
+            self.journal.averaged(average.score)
+        return average
 
     def close(self) -> None:
-        self.bar.close()
-        self.tracking.close()
-        if self.metrics:
-            self.metrics.close()
+        self.journal.close()
 
     def _found(self) -> Checkpoint | None:
         """The leader looks for a checkpoint, all load the same one."""
@@ -265,66 +386,28 @@ class Run:
         path = self.ranks.from_leader(found.path if found else None)
         return read_checkpoint(path) if path else None
 
+    def _best_first(self) -> Iterator[Checkpoint]:
+        paths = (self.checkpoints / f"step-{score.step:06d}" for score in ranked(tuple(self.dev)))
+        return (found for path in paths if (found := read_checkpoint(path)))
+
+    def _scored(self, model: Model) -> DevScore:
+        with gathered(model.network):
+            return self.evaluation.score(model, self.step, self.step / self.orders.steps_per_epoch)
+
+    def _check_identical(self) -> None:
+        if not identical(self.ranks, replicated(self.model.network)):
+            raise StageFailed(f"step {self.step}: the processes hold different weights; this is a fault of Caspi")
+
     def _due(self, phase: PhasePlan, every: int) -> bool:
         return self.step % every == 0 or self.step == phase.last_step
 
-    def _seconds(self) -> float:
-        return round(self.seconds_before + self.clock.seconds(), 3)
-
-    def _report(
-        self,
-        phase: PhasePlan,
-        loss: float,
-        norm: float,
-        rates: dict[str, float],
-        tokens: float,
-        utterances: float,
-        padding: float,
-    ) -> None:
-        self.loss = loss
-        self.bar.update(1)
-        every = max(1, self.total // LOGGED_STEPS)
-        if self.step % every and self.step != phase.last_step:
-            return
-        speed, waited = self.clock.window()
-        self._write(
-            {
-                "kind": "train",
-                "step": self.step,
-                "epoch": round(self.step / self.orders.steps_per_epoch, 4),
-                "phase": phase.name,
-                "loss": loss,
-                "grad_norm": norm,
-                "rates": rates,
-                "tokens": int(tokens),
-                "utterances": int(utterances),
-                "padding": round(padding, 4),
-                "utterances_per_second": round(speed, 2),
-                "waited": round(waited, 4),
-                "seconds": self._seconds(),
-            }
-        )
-        self.bar.set_postfix_str(self._facts(), refresh=False)
-
-    def _facts(self) -> str:
-        wer = f"  WER {self.dev[-1].wer:.1%}" if self.dev else ""
-        return f"loss {self.loss:.3f}{wer}  {self.clock.speed:.1f} utt/s"
-
-    def _write(self, values: dict[str, Any]) -> None:
-        if self.metrics:
-            self.metrics.write(values)
-            named = {
-                f"{values['kind']}/{name}": value for name, value in values.items() if name not in ("kind", "step")
-            }
-            self.tracking.log(named, self.step)
-
     def _figures(self) -> dict[str, Any]:
         ranks, price = self.ranks, self.work.cluster.gpu.price if self.work.cluster.gpu else None
-        hours = self._seconds() * ranks.world_size / 3600
+        hours = self.journal.seconds() * ranks.world_size / 3600
         cuda = ranks.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
-            "seconds": self._seconds(),
+            "seconds": self.journal.seconds(),
             "utterances_per_second": round(self.clock.overall(), 2),
             "waited_for_data": round(self.clock.waited_share(), 4),
             "world_size": ranks.world_size,
@@ -332,6 +415,8 @@ class Run:
             "gpu_hours": round(hours, 4) if cuda else 0.0,
             "cost": f"{price.amount * hours:.2f} {price.currency}" if price and cuda else None,
             "peak_memory": peak,
+            "strategy": self.work.strategy,
+            "padded_seconds": round(self.cap, 3),
             "skipped": self.skipped,
         }
 

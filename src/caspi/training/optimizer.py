@@ -1,23 +1,27 @@
-"""What moves in one phase: its parameter groups, a fresh AdamW for them, and a fresh DDP wrap around the network.
+"""What moves in one phase: its parameter groups, and a fresh AdamW for them. Both are built anew at every phase.
 
-All three are built anew at every phase boundary. Thawing parameters under an existing wrap raises nothing and
-makes ranks drift apart, because DDP only averages what required a gradient when it was wrapped.
+The gradient of a step crosses between processes once, after every process said that its micro-batches fit in memory,
+and not, as under DistributedDataParallel, while the last backward pass runs. That costs about a hundredth of a step
+on GPUs of one machine; it buys that a process that runs out of memory never leaves the others waiting in the middle
+of a reduction, and that nothing remembers which parameters moved in the phase before (thawing under an old DDP wrap
+raises nothing and makes ranks drift apart). Sharded weights can't wait: they cross block by block (sharding.py).
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
-from caspi.families.base import Model
+from caspi.families.base import SAMPLE_RATE, Batch, Model
 from caspi.spec.round import Optimizer
 from caspi.training.data import MicroBatch
-from caspi.training.distributed import Processes
+from caspi.training.distributed import Processes, sum_gradients
+from caspi.training.memory_ladder import ShortOfMemory
 from caspi.training.phases import PhasePlan
+from caspi.training.sharding import is_sharded, laid_out, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -28,10 +32,10 @@ class PhaseOptimizer:
     def __init__(
         self, model: Model, phase: PhasePlan, settings: Optimizer, precision: str, processes: Processes
     ) -> None:
-        self.processes = processes
+        self.model, self.processes = model, processes
+        self.sharded = is_sharded(model.network)
         self.clip = settings.clip
         self.autocast = torch.bfloat16 if precision == "bf16" else None
-        self.rates = dict(phase.rates)
         groups = model.groups(list(phase.rates))
         self.trainable = [parameter for group in groups.values() for parameter in group]
         freeze_all_but(model.network, self.trainable)
@@ -41,34 +45,48 @@ class PhaseOptimizer:
             betas=settings.betas,
             fused=processes.device.type == "cuda",
         )
-        self.network: torch.nn.Module = SummedLoss(model.network, self.trainable)
-        if processes.world_size > 1:
-            self.network = DistributedDataParallel(
-                self.network, forward_sync_buffers=False, gradient_as_bucket_view=True
-            )
+        self._make_moments()
 
     def accumulate(self, micro_batches: Sequence[MicroBatch], tokens: float) -> float:
         """Gradient of the loss of the GLOBAL batch: sum of token losses over all ranks / its `tokens`.
 
-        Returns this rank's share of that loss; the shares of all ranks sum to it.
+        Returns this rank's share of that loss; the shares of all ranks sum to it. ShortOfMemory when a micro-batch
+        did not fit, here or on another rank: no gradient is left.
         """
         self.adamw.zero_grad(set_to_none=True)
-        self.network.train()
-        scale = self.processes.world_size / tokens  # DDP averages over ranks; the loss is a sum over them
+        self.model.network.train()
         total = torch.zeros((), device=self.processes.device)
-        for number, micro_batch in enumerate(micro_batches, start=1):
-            with self._synchronised(number == len(micro_batches)):
-                loss = self._loss(micro_batch)
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+        fits = True
+        for micro_batch in micro_batches:
+            try:
+                total += self._backward(micro_batch, tokens)
+            except torch.OutOfMemoryError:
+                fits = False
+                break
+        if self.sharded and not fits:
+            raise ShortOfMemory(together=False)
+        if not self.sharded:
+            self.processes.arrive()
+            (short,) = self.processes.sum(float(not fits))
+            if short:
+                self.forget()
+                raise ShortOfMemory(together=True)
+            sum_gradients(self.processes, self.trainable)
         return float(total) / tokens
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        self.adamw.zero_grad(set_to_none=True)
+        if self.processes.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def update(self, factor: float) -> float:
         """Clip by the global norm and step at `factor` times the peak rates; returns the norm before clipping.
 
         A norm that is not finite moves nothing.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trainable, self.clip))
+        total = torch.nn.utils.clip_grad_norm_(self.trainable, self.clip)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if norm != norm or norm == float("inf"):
             return norm
         for group in self.adamw.param_groups:
@@ -77,59 +95,54 @@ class PhaseOptimizer:
         return norm
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The state of AdamW by parameter name: the same on every rank, so that any world size can load it."""
-        return {
-            f"{self.names[id(parameter)]}.{moment}": values[moment].detach().cpu().contiguous()
-            for parameter, values in self.adamw.state.items()
-            for moment in MOMENTS
-        }
+        """The state of AdamW by parameter name, whole, on the leader: any world size can load it. All ranks call it."""
+        return whole(
+            {
+                f"{self.names[id(parameter)]}.{moment}": values[moment]
+                for parameter, values in self.adamw.state.items()
+                for moment in MOMENTS
+            },
+            keep=self.processes.leader,
+        )
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         for parameter in self.trainable:
             name = self.names[id(parameter)]
-            if f"{name}.step" not in state:
-                continue  # the checkpoint is of before the first step
-            moments = {moment: state[f"{name}.{moment}"].clone() for moment in MOMENTS}
-            for moment in ("exp_avg", "exp_avg_sq"):
-                moments[moment] = moments[moment].to(parameter.device)
-            if self.adamw.defaults["fused"]:
-                moments["step"] = moments["step"].to(parameter.device)
-            self.adamw.state[parameter] = moments
+            for moment, value in self.adamw.state[parameter].items():
+                if (stored := state.get(f"{name}.{moment}")) is not None:  # none of what did not move before
+                    value.copy_(laid_out(stored, value))
 
-    def close(self) -> None:
-        """Let go of the DDP wrap: one that outlives its process group can hang the process as it ends."""
-        if isinstance(self.network, DistributedDataParallel):
-            self.network = torch.nn.Identity()
-            gc.collect()
+    def rehearse(self, micro_batch: MicroBatch) -> None:
+        """Run a micro-batch forward and backward for its memory alone: nothing moves, no gradient is left."""
+        self.accumulate([micro_batch], 1.0)
+        self.forget()
 
-    def _loss(self, micro_batch: MicroBatch) -> torch.Tensor:
+    def _make_moments(self) -> None:
+        """AdamW makes them in its first step. They are here before it, so that a rehearsal has them to carry too."""
+        fused = self.adamw.defaults["fused"]
+        for parameter in self.trainable:
+            self.adamw.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device if fused else None),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+    def _backward(self, micro_batch: MicroBatch, tokens: float) -> torch.Tensor | float:
+        """Add to the gradients; the sum of the token losses. A rank with nothing to do adds nothing."""
+        batch, weight = micro_batch.batch, 1.0
+        if batch is None:
+            if not self.sharded:
+                return 0.0
+            batch, weight = self._silence(), 0.0
         device = self.processes.device
-        tensors = micro_batch.batch.to(device).tensors if micro_batch.batch else None
         with torch.autocast(device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-            loss: torch.Tensor = self.network(tensors)
-        return loss
+            loss: torch.Tensor = self.model.network(**batch.to(device).tensors) * weight
+        (loss / tokens).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
-    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients cross between ranks once a step, with its last micro-batch."""
-        if isinstance(self.network, DistributedDataParallel) and not last:
-            return self.network.no_sync()
-        return nullcontext()
-
-
-class SummedLoss(torch.nn.Module):
-    """The network as DDP sees it. Without a batch the loss is 0 with a gradient of 0 for all that moves, so that a
-    rank with nothing to do takes part in the same collectives as the others."""
-
-    def __init__(self, network: torch.nn.Module, trainable: Sequence[torch.nn.Parameter]) -> None:
-        super().__init__()
-        self.network = network
-        self._trainable = tuple(trainable)  # a tuple, so that they are registered once only: in the network
-
-    def forward(self, tensors: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
-        if tensors is None:
-            return torch.stack([parameter.sum() * 0 for parameter in self._trainable]).sum()
-        loss: torch.Tensor = self.network(**tensors)
-        return loss
+    def _silence(self) -> Batch:
+        """What a rank runs, for nothing, so that the others can gather from it and reduce with it."""
+        return self.model.collate([self.model.example(np.zeros(SAMPLE_RATE, dtype=np.float32), "")])
 
 
 def freeze_all_but(network: torch.nn.Module, trainable: Iterable[torch.nn.Parameter]) -> None:
