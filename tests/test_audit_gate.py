@@ -76,7 +76,7 @@ def test_a_check_that_failed_stops() -> None:
 
 
 def test_the_upper_end_decides_and_not_the_value() -> None:
-    """187 of 2,500, the seed's example, is 7.5%; 9 of 100 is 9% too, but nobody knows whether it is below 10%."""
+    """187 of 2,500, an example of the guides, is 7.5%; 9 of 100 is 9% too, but nobody knows whether it is below 10%."""
     many, few = share_estimate(187, 2500), share_estimate(9, 100)
     assert decide(LIMITS, many, {"phone": many}, 2500, 20_000).decision == "PROCEED"
     assert decide(LIMITS, few, {"phone": upto(0.0)}, 100, 20_000).decision == "STOP"

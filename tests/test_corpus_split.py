@@ -77,7 +77,7 @@ def test_the_order_of_rows_does_not_matter(said: list[Said], order) -> None:
 
 
 def test_the_planted_fault_is_seen() -> None:
-    """The property above fails for a split of rows, as the seeds did it."""
+    """The property above fails for a split of rows, as scripts do it."""
     said = people(20)
     rng = np.random.default_rng(42)
     sides = {u.id: int(rng.random() < 0.2) for u in said}

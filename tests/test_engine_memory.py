@@ -272,7 +272,8 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("naive", [False, True])
 def test_logits_of_a_whole_batch_are_never_held(naive: bool, base: Path) -> None:
-    """Neither forward nor backward: the seed's out-of-memory was batch x time x vocabulary in fp32. The twin holds."""
+    """Neither forward nor backward holds batch x time x vocabulary in fp32, which ran the first Hebrew run out of
+    memory. The twin does."""
     model = QWEN3_ASR.load(base, spec_of().model, CPU)
     batch = model.collate([model.example(Tones().read(u.audio), u.text) for u in utterances(6)])
     vocabulary = int(model.network.thinker.lm_head.weight.shape[0])

@@ -216,6 +216,7 @@ def stage(
     from caspi.stages.stage import perform
 
     die_with_agent()
+    light = stage_called(name) if name != "train" else None  # training imports torch, which its agent does not need
     opened = open_round(round_dir)
     if name == "train":
         meeting = meeting_for(
@@ -225,7 +226,7 @@ def stage(
             command = [sys.executable, "-m", "caspi", "stage", "train", "--round-dir", str(round_dir)]
             ended = run_agent(command, meeting, max_restarts)
             _end(ended.line, ended.code)
-    perform(stage_called(name), opened)
+    perform(light or stage_called(name), opened)
 
 
 @app.command()

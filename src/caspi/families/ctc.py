@@ -116,9 +116,11 @@ class Ctc:
         return rf"{re.escape(layers)}\.\d+\.\w+\.({'|'.join(named[target] for target in targets)})"
 
     def unfit(self, seconds: float, text: str) -> str | None:
+        frames = output_frames(self._model.config, self._features.steps(seconds))
+        if frames >= 2 * (len(text.encode()) + 1):
+            return None  # a label is a byte at least, and a blank parts two: most need no encoding, which takes long
         labels = self.encode(text)
         repeats = sum(one == other for one, other in pairwise(labels))  # a blank parts them
-        frames = output_frames(self._model.config, self._features.steps(seconds))
         return "ctc: the text is longer than its audio can spell" if frames < len(labels) + repeats else None
 
     def enable_recompute(self) -> None:

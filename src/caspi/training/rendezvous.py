@@ -77,6 +77,8 @@ class Rendezvous:
                 self._let_go()
                 time.sleep(1)
             else:
+                if not found.rank < found.world_size >= self.fewest:
+                    continue  # a node left this world again before this one had seen it: the next one
                 self.nodes = found.world_size
                 address = found.bootstrap_store_info
                 assert address is not None, "of rank 0"

@@ -17,7 +17,7 @@ from caspi.spec.round import Spike, TrainSpec
 
 WINDOW = 20  # steps whose median is the level of the loss: one odd batch is no spike
 FLOOR = 0.05  # of a token's loss: below it twice as much is still next to nothing
-FAINT, FAINT_STEPS = 0.01, 100  # norm of the gradient, as the seeds of this project had it
+FAINT, FAINT_STEPS = 0.01, 100  # norm of the gradient: what people watch for in their own scripts
 STEEP, STEEP_STEPS = 50.0, 20
 GAIN, PATIENCE = 0.01, 300  # a loss that gains less than 1% over an epoch (or 300 steps, if that is more) stands still
 STUCK_WER, STUCK_SCORES = 0.999, 3
