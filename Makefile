@@ -70,7 +70,7 @@ constraints:     ## resolve constraints.txt anew, with hashes and without index 
 bench: setup     ## every figure of docs/benchmarks.md, both sides in one run
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-bench-train: setup ## a step of the engine against the upstream recipe on the same data and model (about 3 minutes)
+bench-train: setup ## a step of the engine against the upstream recipe on the same data and model (about 2 minutes)
 	$(BIN)/python benchmarks/training.py
 
 clean:           ## remove .venv and what the tools cached (not runs/)

@@ -1,6 +1,6 @@
 """Utterances a second and peak memory of a training step: this engine against the usual way.
 
-    python benchmarks/training.py                              # tiny model on a CPU: about 3 minutes
+    python benchmarks/training.py                              # tiny model on a CPU: about 2 minutes
     python benchmarks/training.py --size 1.7b --device cuda    # random weights of the real size, bf16, on one GPU
 
 The usual way is `upstream/recipe.py`: the Hugging Face Trainer on batches of a fixed size in random order. Both sides
@@ -78,7 +78,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--utterances", type=int, default=96, help="clips in an epoch (96)")
     parser.add_argument("--batch", type=int, default=16, help="utterances in an optimizer step, on both sides (16)")
-    parser.add_argument("--micro", type=int, default=4, help="utterances that the usual way takes at once (4)")
+    parser.add_argument("--micro", type=int, default=2, help="utterances that the usual way takes at once (2)")
     parser.add_argument("--epochs", type=int, default=3, help="of one process, the first to warm up (3)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side (3)")
     parser.add_argument("--workers", type=int, default=1, help="data workers of each side (1)")
