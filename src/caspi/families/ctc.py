@@ -24,8 +24,7 @@ from caspi.files import write_json
 from caspi.spec.models import CtcModel, is_made_here, is_repository
 
 UNUSED = "masked_spec_embed"
-"""A parameter that only the base's own SpecAugment reads: it takes no part in training here, and DDP must not wait
-for its gradient."""
+"""A parameter that only the base's own SpecAugment reads: it takes no part in training here."""
 
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj"}
 _WAV2VEC2 = {**_ATTENTION, "o_proj": "out_proj", "up_proj": "intermediate_dense", "down_proj": "output_dense"}
@@ -229,7 +228,7 @@ def _load_weights(folder: Path, layout: Layout) -> Any:
         config.dtype = torch.float32
         for part in (config, getattr(config, "encoder_config", None)):
             if part is not None:
-                part.layerdrop = 0.0  # DDP waits for the gradient of every layer
+                part.layerdrop = 0.0  # every process would drop other layers, for the whole of a micro-batch
         config.apply_spec_augment = False  # the engine's own is a function of the seed
         model, report = classes.AutoModelForCTC.from_pretrained(
             folder,

@@ -1,10 +1,10 @@
 """What moves in one phase: its parameter groups, and a fresh AdamW for them. Both are built anew at every phase.
 
 The gradient of a step crosses between processes once, after every process said that its micro-batches fit in memory,
-and not, as under DistributedDataParallel, while the last backward pass runs. That costs about a hundredth of a step
-on GPUs of one machine; it buys that a process that runs out of memory never leaves the others waiting in the middle
-of a reduction, and that nothing remembers which parameters moved in the phase before (thawing under an old DDP wrap
-raises nothing and makes ranks drift apart). Sharded weights can't wait: they cross block by block (sharding.py).
+and not, as under DistributedDataParallel, while the last backward pass runs. What that overlap would save is given up;
+it buys that a process that runs out of memory never leaves the others waiting in the middle of a reduction, and that
+nothing remembers which parameters moved in the phase before (thawing under an old DDP wrap raises nothing and makes
+ranks drift apart). Sharded weights can't wait: they cross block by block (sharding.py).
 """
 
 from __future__ import annotations
