@@ -6,28 +6,20 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 import re
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from caspi.errors import UserError
 from caspi.files import write_text
 from caspi.spec import load_cluster, load_round
-from caspi.spec.models import is_repository
+from caspi.starter import fields
 from caspi.starter.first import check_draft
-from caspi.starter.listing import Listing, look_at
 from caspi.starter.machine import Gpus, gpus_here
+from caspi.starter.notes import Notes, plain
 from caspi.starter.shell import Launch, read_launch
-from caspi.starter.upstream import AUTHORS_RATE, DEFAULTS, MEANINGLESS, OTHERS, PINNED, SCRIPT, SHAPES
-
-WIDTH = 118
-
-
-KINDS = ("corrected: ", "assumed: ", "to do: ", "not carried over: ")
-"""How remarks begin that people must hear of; others only explain a line of the file."""
+from caspi.starter.upstream import DEFAULTS, MEANINGLESS, OTHERS, SCRIPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +29,6 @@ class Converted:
     files: list[Path]
     notes: list[str]
     """Those that begin with one of KINDS."""
-
-
-@dataclass(slots=True)
-class _Notes:
-    """Remarks by the field that they stand above; "" is the head of the file."""
-
-    by_place: dict[str, list[str]] = field(default_factory=dict)
-
-    def say(self, place: str, text: str) -> None:
-        self.by_place.setdefault(place, []).append(text)
-
-    def lines(self, place: str, indent: int) -> list[str]:
-        return [line for text in self.by_place.get(place, ()) for line in _comment(text, indent)]
-
-    def all(self) -> list[str]:
-        return [text for texts in self.by_place.values() for text in texts if text.startswith(KINDS)]
 
 
 def write_from_sft(folder: Path, name: str, command: str, language: str | None, here: Path) -> Converted:
@@ -69,7 +45,7 @@ def write_from_sft(folder: Path, name: str, command: str, language: str | None, 
             raise UserError(f"{other}: {why}", where="--from-sft")
     try:
         launch = read_launch(command, SCRIPT)
-        notes = _Notes()
+        notes = Notes()
         options = _understood(launch, notes)
         there = here / launch.folder
         texts = {
@@ -88,7 +64,7 @@ def write_from_sft(folder: Path, name: str, command: str, language: str | None, 
     return Converted([round_file, cluster_file], notes.all())
 
 
-def _understood(launch: Launch, notes: _Notes) -> Mapping[str, str]:
+def _understood(launch: Launch, notes: Notes) -> Mapping[str, str]:
     """The script's options with its defaults. Values are never quoted in errors: one may be a secret."""
     known = {*DEFAULTS, *MEANINGLESS}
     if unknown := sorted(set(launch.options) - known):
@@ -122,7 +98,7 @@ def _understood(launch: Launch, notes: _Notes) -> Mapping[str, str]:
     return {**DEFAULTS, **{name: value for name, value in given.items() if value is not None}}
 
 
-def _cluster(name: str, launch: Launch, options: Mapping[str, str], notes: _Notes) -> str:
+def _cluster(name: str, launch: Launch, options: Mapping[str, str], notes: Notes) -> str:
     gpus = _gpus(launch, notes)
     lines = [f"# {name}: where the command ran. Changes nothing about the result.", f"nodes: {launch.nodes}"]
     if not gpus:
@@ -133,13 +109,13 @@ def _cluster(name: str, launch: Launch, options: Mapping[str, str], notes: _Note
         gpu = gpus_here() or _assumed(notes)
         lines.append(f"gpus_per_node: {gpus}")
         lines.append(
-            f"gpu: {{product: {_plain(gpu.product)}, memory: {gpu.mebibytes} MiB}}  # with price: 1.60 USD/h also costs"
+            f"gpu: {{product: {plain(gpu.product)}, memory: {gpu.mebibytes} MiB}}  # with price: 1.60 USD/h also costs"
         )
-    workers = _number(options, "num_workers", 0, 64)
+    workers = fields.number(options, "num_workers", 0, 64)
     return "\n".join([*lines, f"workers: {workers:.0f}", ""])
 
 
-def _gpus(launch: Launch, notes: _Notes) -> int:
+def _gpus(launch: Launch, notes: Notes) -> int:
     """GPUs a node."""
     if launch.visible == 0:
         return 0
@@ -163,7 +139,7 @@ def _gpus(launch: Launch, notes: _Notes) -> int:
     return launch.visible or 1
 
 
-def _assumed(notes: _Notes) -> Gpus:
+def _assumed(notes: Notes) -> Gpus:
     notes.say("", "assumed: GPUs of 80 GiB. The command does not say; write yours into the cluster file")
     return Gpus("NVIDIA-A100-SXM4-80GB", 80 * 1024)
 
@@ -175,29 +151,29 @@ def _round(
     language: str | None,
     there: Path,
     rounds: Path,
-    notes: _Notes,
+    notes: Notes,
 ) -> str:
     """The round file. `there` is the folder that the script was started in."""
-    if _number(options, "sr", 1, 1e6) != 16_000:
+    if fields.number(options, "sr", 1, 1e6) != 16_000:
         raise UserError("--sr: Qwen3-ASR hears 16,000 samples a second; leave it out")
-    train = _listed(options["train_file"], "train_file", there)
+    train = fields.listed(options["train_file"], "train_file", there)
     processes = launch.nodes * ((launch.processes or launch.visible or 1) if launch.distributed else 1)
     devices = launch.nodes * max(1, launch.visible if launch.visible and not launch.distributed else processes)
-    each, accumulated = _number(options, "batch_size", 1, 65536), _number(options, "grad_acc", 1, 65536)
+    each, accumulated = fields.number(options, "batch_size", 1, 65536), fields.number(options, "grad_acc", 1, 65536)
     batch = int(each * accumulated * (processes if launch.distributed else devices))
-    spoken = _language(train, language, notes)
-    base = _base(options["model_path"], there, notes)
-    epochs = _epochs(options, notes)
+    spoken = fields.language(train, language, notes)
+    base = fields.base(options["model_path"], there, notes)
+    epochs = fields.epochs(options, notes)
     steps = math.ceil(train.rows * 0.95 / batch) * epochs if train.rows else None
-    shape, warmup = _schedule(options, steps, notes)
-    rate = _rate(options, notes)
-    every = _every(options, steps, epochs, notes)
+    shape, warmup = fields.schedule(options, steps, notes)
+    rate = fields.rate(options, notes)
+    every = fields.every(options, steps, epochs, notes)
     _say_general(each, accumulated, processes, notes)
     notes.say("data.keep", "the script trains on every row; what is dropped here is counted by reason")
-    keep = max(1, int(_number(options, "save_total_limit", 1, 1000)) - 1)
+    keep = max(1, int(fields.number(options, "save_total_limit", 1, 1000)) - 1)
     hebrew = spoken == "Hebrew"
-    source = _place(train, options["train_file"], rounds, notes)
-    test = _test(options, there, rounds, notes)
+    source = fields.place(train, options["train_file"], rounds, notes)
+    test = fields.test(options, there, rounds, notes)
     context = f"\n  context: {json.dumps(train.prompt, ensure_ascii=False)}" if train.prompt else ""
     if train.prompts > 1:
         notes.say("model", f"not carried over: {train.prompts} different prompts: a round has one context for all rows")
@@ -209,7 +185,7 @@ def _round(
         (0, "model", "model:"),
         (2, "", "family: qwen3-asr"),
         (2, "model.base", f"base: {base}"),
-        (2, "model.language", f"language: {_plain(spoken)}{context}"),
+        (2, "model.language", f"language: {plain(spoken)}{context}"),
         (0, "", ""),
         (0, "", "data:"),
         (2, "data.sources", f"sources: [{{name: train, {source}}}]"),
@@ -238,7 +214,7 @@ def _round(
     return "\n".join(written) + "\n"
 
 
-def _say_general(each: float, accumulated: float, processes: int, notes: _Notes) -> None:
+def _say_general(each: float, accumulated: float, processes: int, notes: Notes) -> None:
     """What is wrong whatever the options."""
     factor = int(accumulated) * processes
     if factor > 1:
@@ -273,161 +249,6 @@ def _say_general(each: float, accumulated: float, processes: int, notes: _Notes)
         "train.evaluate",
         "corrected: the script knows a loss, of 8 rows a batch whatever batch_size says, and keeps the newest "
         "checkpoints. Here the WER on dev chooses the model",
-    )
-
-
-def _listed(value: str, option: str, there: Path) -> Listing:
-    if re.search(r"[*?\[\]]|://", value):
-        raise UserError(f"--{option}: give one local file")
-    if Path(value).suffix != ".jsonl":
-        raise UserError(f"--{option}: Caspi reads JSON lines from files called *.jsonl; rename it")
-    return look_at(there / value, there)
-
-
-def _language(train: Listing, asked: str | None, notes: _Notes) -> str:
-    found = sorted(train.languages)
-    if len(found) > 1:
-        raise UserError(f"--train_file: has {', '.join(found)}; a round has one language: make a file for each")
-    if asked and found and asked != found[0]:
-        raise UserError(f"--language {asked}: the training file says {found[0]}")
-    if asked or found:
-        return asked or found[0]
-    why = f"the rows of {train.path.name} do not say" if train.rows else f"{train.path.name} is not here to look at"
-    notes.say("model.language", f"assumed: Hebrew, since {why}; --language says another")
-    return "Hebrew"
-
-
-def _base(value: str, there: Path, notes: _Notes) -> str:
-    """`base` and `revision` of the model."""
-    if "://" in value or not value.strip():
-        raise UserError("--model_path: give a repository as owner/name, or a folder")
-    if (there / value).is_dir() or not is_repository(value):
-        path = Path(os.path.relpath(there / value)) if not Path(value).is_absolute() else Path(value)
-        return _plain(str(path) if path.is_absolute() or str(path).startswith(".") else f"./{path}")
-    if value in PINNED:
-        return f"{_plain(value)}\n  revision: {PINNED[value]}"
-    notes.say("model.base", "to do: `main` moves: `caspi doctor` blocks until a commit of the repository stands here")
-    return f"{_plain(value)}\n  revision: main"
-
-
-def _epochs(options: Mapping[str, str], notes: _Notes) -> int:
-    epochs = _number(options, "epochs", 0.001, 1000)
-    if epochs != int(epochs):
-        notes.say("train.phases", f"corrected: {epochs:g} epochs are no whole number: {math.ceil(epochs)}")
-    return math.ceil(epochs)
-
-
-def _schedule(options: Mapping[str, str], steps: int | None, notes: _Notes) -> tuple[str, int]:
-    shape = SHAPES.get(options["lr_scheduler_type"])
-    if shape is None:
-        raise UserError(f"--lr_scheduler_type: there is no such shape here; it is one of {', '.join(SHAPES)}")
-    ratio = _number(options, "warmup_ratio", 0, 1)
-    if options["lr_scheduler_type"] == "constant":
-        return shape, 0
-    if steps is None:
-        notes.say(
-            "train.schedule",
-            f"to do: the script warms up for {ratio:.1%} of the steps; `caspi plan` says how many those are after the "
-            "export. 50 until then",
-        )
-        return shape, 50
-    notes.say("train.schedule", f"{ratio:.1%} of about {steps:,} steps")
-    return shape, round(ratio * steps)
-
-
-def _rate(options: Mapping[str, str], notes: _Notes) -> str:
-    rate = _number(options, "lr", 1e-9, 0.999)
-    if rate <= 2 * AUTHORS_RATE:
-        return f"{rate:.1e}"
-    notes.say(
-        "train.phases",
-        f"corrected: {rate:g} is {rate / AUTHORS_RATE:.3g} times the rate of the authors of the model for all weights, "
-        f"{AUTHORS_RATE:g}; theirs is taken. Write {rate:.1e} back if you mean it",
-    )
-    return f"{AUTHORS_RATE:.1e}"
-
-
-def _every(options: Mapping[str, str], steps: int | None, epochs: int, notes: _Notes) -> int:
-    """Steps between two checkpoints, which are also scored."""
-    strategy = options["save_strategy"]
-    if strategy == "steps":
-        return int(_number(options, "save_steps", 1, 10**7))
-    if strategy == "epoch" and steps:
-        return max(1, steps // epochs)
-    if strategy not in ("epoch", "no"):
-        raise UserError("--save_strategy: it is one of steps, epoch, no")
-    notes.say("train.keep", f"assumed: 500 steps for save_strategy {strategy}")
-    return 500
-
-
-def _test(options: Mapping[str, str], there: Path, rounds: Path, notes: _Notes) -> str:
-    """The test set as YAML: the eval_file."""
-    value = options["eval_file"]
-    if not value:
-        notes.say(
-            "benchmark.sets",
-            'corrected: without eval_file the script ends in an error at once (eval_strategy="steps"). to do: a round '
-            "is judged on a test set; put yours here",
-        )
-        return "{name: test, path: ../data/test}"
-    if (there / value).resolve() == (there / options["train_file"]).resolve():
-        raise UserError("--eval_file: it is the training file; a model can't be judged on what it was trained on")
-    notes.say(
-        "benchmark.sets",
-        "corrected: the script looks at eval_file while it trains. Here it is never trained on and chooses nothing: it "
-        "is the test set. Dev, which chooses the checkpoint, is 5% of train_file",
-    )
-    listing = _listed(value, "eval_file", there)
-    name = re.sub(r"[^a-z0-9]+", "-", listing.path.stem.lower()).strip("-")[:40].strip("-")
-    name = name if name and name != "train" else "eval"
-    return f"{{name: {name}, {_place(listing, value, rounds, notes)}}}"
-
-
-def _place(listing: Listing, given: str, rounds: Path, notes: _Notes) -> str:
-    """`path` and `files` of a list whose audio may lie elsewhere; relative to the round file unless given whole."""
-    if listing.misplaced:
-        notes.say(
-            "data.sources",
-            f"to do: the audio paths of {listing.path.name} are relative to the folder that the script was started "
-            "in; Caspi reads them from where the list lies: move the list there, or write whole paths",
-        )
-
-    def written(path: Path) -> str:
-        return _plain(str(path) if Path(given).is_absolute() else os.path.relpath(path, Path.cwd() / rounds))
-
-    if listing.root == listing.path.parent:
-        return f"path: {written(listing.path)}"
-    return f"path: {written(listing.root)}, files: {_plain(listing.path.relative_to(listing.root).as_posix())}"
-
-
-def _number(options: Mapping[str, str], name: str, least: float, most: float) -> float:
-    try:
-        value = float(options[name])
-    except ValueError:
-        value = math.nan
-    if not least <= value <= most:
-        raise UserError(f"--{name}: a number from {least:g} to {most:g} is needed")
-    return value
-
-
-def _plain(text: str) -> str:
-    """Text as YAML: as it is where that is safe, in quotes elsewhere."""
-    safe = re.fullmatch(r"[A-Za-z./][\w./-]*", text) and text.lower() not in (
-        "true",
-        "false",
-        "null",
-        "yes",
-        "no",
-        "on",
-        "off",
-    )
-    return text if safe else json.dumps(text, ensure_ascii=False)
-
-
-def _comment(text: str, indent: int) -> Sequence[str]:
-    lead = " " * indent + "# "
-    return textwrap.wrap(
-        " ".join(text.split()), WIDTH, initial_indent=lead, subsequent_indent=lead, break_on_hyphens=False
     )
 
 
