@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
-demo: setup      ## two real rounds on this CPU (about 4 minutes); FAMILY=ctc or FAMILY=parakeet: one of that family
+demo: setup      ## two real rounds on this CPU (about 3 minutes); FAMILY=ctc or FAMILY=parakeet: one of that family
 	@$(MAKE) --no-print-directory demo-$(FAMILY)
 
 FAMILY ?= qwen3-asr
@@ -41,7 +41,7 @@ demo-ctc demo-parakeet: demo-%:
 	$(BIN)/caspi run rounds/demo-$*.yaml --cluster clusters/laptop.yaml
 	@$(BIN)/caspi status demo-$*
 
-test: setup check ## lint, types, import contracts, then every test (about 4 minutes)
+test: setup check ## lint, types, import contracts, then every test (about 8 minutes)
 	$(BIN)/pytest -m "not browser and not slow" --durations=10
 
 check: setup     ## ruff, mypy, import-linter, generated files up to date (1 minute)
@@ -54,10 +54,10 @@ check: setup     ## ruff, mypy, import-linter, generated files up to date (1 min
 test-browser: setup ## the report in headless Chromium (needs Debian's chromium)
 	$(BIN)/pytest -m browser
 
-test-engine: setup ## the engine's invariants for every family, and elastic runs under torchrun (about 6 minutes)
+test-engine: setup ## the engine's invariants for every family, and elastic runs (about 7 minutes)
 	$(BIN)/pytest tests/test_engine_*.py tests/test_elastic.py --durations=10
 
-chaos: setup     ## demo-r2 killed 20 times at random points and rerun: the same records (about 5 minutes)
+chaos: setup     ## demo-r2 killed 34 times at random points, 20 of them in training: the same records (about 8 minutes)
 	$(BIN)/python tests/chaos.py
 
 generate: setup  ## what is made from the code: JSON Schemas, parameter counts
