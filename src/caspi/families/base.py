@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from caspi.errors import UserError
+
 Clip = npt.NDArray[np.float32]
 """Mono samples at 16 kHz in [-1, 1], shape [samples]."""
 
@@ -136,3 +138,11 @@ class Family(Protocol):
     def load(self, folder: Path, spec: Any, device: torch.device | str) -> Model:
         """Load a base or a Caspi checkpoint, in fp32. UserError for another family, layout or a missing file."""
         ...
+
+
+def disjoint(groups: dict[str, list[torch.nn.Parameter]]) -> dict[str, list[torch.nn.Parameter]]:
+    """The groups; UserError when a parameter is in two of them. By identity: sharding replaces storages."""
+    moving = [id(parameter) for group in groups.values() for parameter in group]
+    if len(set(moving)) < len(moving):
+        raise UserError(f"groups {', '.join(groups)} overlap: a parameter has one learning rate")
+    return groups

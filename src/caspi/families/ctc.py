@@ -12,13 +12,13 @@ import torch
 
 from caspi.errors import UserError
 from caspi.families import CARD, ctc_tiny
-from caspi.families.base import Batch, Clip, Example, Family, Hypothesis
+from caspi.families.base import Batch, Clip, Example, Family, Hypothesis, disjoint
 from caspi.families.ctc_backend import backend
 from caspi.families.ctc_features import Features, load_features
-from caspi.families.ctc_folder import PARAKEET, Layout, read_layout, with_corpus_vocabulary
+from caspi.families.ctc_folder import PARAKEET, read_layout, with_corpus_vocabulary
 from caspi.families.ctc_network import Network, output_frames
 from caspi.families.ctc_tokens import Vocabulary, load_vocabulary
-from caspi.families.hub_folder import download
+from caspi.families.hub_folder import Layout, download
 from caspi.families.labels import IGNORED
 from caspi.files import write_json
 from caspi.spec.models import CtcModel, is_made_here, is_repository
@@ -92,11 +92,7 @@ class Ctc:
     # --- parameters
 
     def groups(self, names: Sequence[str]) -> dict[str, list[torch.nn.Parameter]]:
-        groups = {name: self._group(name) for name in names}
-        moving = [id(parameter) for group in groups.values() for parameter in group]
-        if len(set(moving)) < len(moving):
-            raise UserError(f"groups {', '.join(names)} overlap: a parameter has one learning rate")
-        return groups
+        return disjoint({name: self._group(name) for name in names})
 
     def tied(self) -> list[str]:
         return []  # a CTC head has no embedding to share

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from caspi.errors import UserError
 from caspi.families.ctc_tokens import characters, write_byte_pairs, write_characters
-from caspi.families.hub_folder import in_fp32
+from caspi.families.hub_folder import Layout
 from caspi.files import canonical_json, digest, read_json
 
 PARAKEET = "parakeet_ctc"
@@ -46,22 +44,6 @@ SIDE_FILES = (
 _TOKENIZER = SIDE_FILES[4:]
 _PRETRAINING = ("quantizer.", "project_q.", "project_hid.")
 """Weights that only pre-training used."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The side files of a model, held in memory: a checkpoint gets them as they were, when its base is long gone."""
-
-    config: Mapping[str, Any]
-    files: Mapping[str, bytes]
-
-    def write(self, folder: Path) -> None:
-        """Write all of them; the config says fp32, as the weights beside it are."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.files.items():
-            (folder / name).write_bytes(content)
-        text = json.dumps(in_fp32(self.config), ensure_ascii=False, indent=2, sort_keys=True) + "\n"
-        (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def is_ctc(config: Mapping[str, Any]) -> bool:

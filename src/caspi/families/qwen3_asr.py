@@ -11,12 +11,12 @@ import torch
 
 from caspi.errors import UserError
 from caspi.families import CARD, qwen3_audio, tiny
-from caspi.families.base import SAMPLE_RATE, Batch, Clip, Example, Family, Hypothesis
-from caspi.families.hub_folder import download
+from caspi.families.base import SAMPLE_RATE, Batch, Clip, Example, Family, Hypothesis, disjoint
+from caspi.families.hub_folder import Layout, download
 from caspi.families.labels import IGNORED
 from caspi.families.mel import LogMel
 from caspi.families.qwen3_backend import backend
-from caspi.families.qwen3_folder import Layout, read_layout
+from caspi.families.qwen3_folder import read_layout
 from caspi.families.qwen3_network import Network
 from caspi.files import write_json
 from caspi.spec.models import TINY, Qwen3AsrModel, is_repository
@@ -80,11 +80,7 @@ class Qwen3Asr:
     # --- parameters
 
     def groups(self, names: Sequence[str]) -> dict[str, list[torch.nn.Parameter]]:
-        groups = {name: self._group(name) for name in names}
-        moving = [id(parameter) for group in groups.values() for parameter in group]
-        if len(set(moving)) < len(moving):
-            raise UserError(f"groups {', '.join(names)} overlap: a parameter has one learning rate")
-        return groups
+        return disjoint({name: self._group(name) for name in names})
 
     def tied(self) -> list[str]:
         thinker = self.network.thinker

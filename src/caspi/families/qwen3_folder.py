@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from caspi.errors import UserError
-from caspi.families.hub_folder import in_fp32
+from caspi.families.hub_folder import Layout
 from caspi.files import read_json
 
 SIDE_FILES = (
@@ -27,22 +26,6 @@ SIDE_FILES = (
     "added_tokens.json",
 )
 """Everything but the weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The side files of a model, held in memory: a checkpoint gets them as they were, when its base is long gone."""
-
-    config: Mapping[str, Any]
-    files: Mapping[str, bytes]
-
-    def write(self, folder: Path) -> None:
-        """Write all of them; the config says fp32, as the weights beside it are."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.files.items():
-            (folder / name).write_bytes(content)
-        text = json.dumps(in_fp32(self.config), ensure_ascii=False, indent=2, sort_keys=True) + "\n"
-        (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def is_qwen3_asr(config: Mapping[str, Any]) -> bool:
