@@ -34,6 +34,7 @@ import soundfile
 
 DEMO = Path(__file__).parents[1] / "demo"
 RATE = 16_000
+REAL = "Qwen/Qwen3-ASR-1.7B"
 SECONDS = (1.0, 15.0)
 DENSE_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 """Multiply-adds x 2 a second that the data sheet promises, without sparsity."""
@@ -298,7 +299,7 @@ def _round(options: argparse.Namespace) -> tuple[Any, Any, float, float]:
         free, _ = torch.cuda.mem_get_info()
         gpus = {"gpus_per_node": 1, "gpu": {"product": torch.cuda.get_device_name(), "memory": free}}
     cluster = ClusterSpec.model_validate({"workers": options.workers, **gpus})
-    known = _spec(options).model_copy(update={"base": {"tiny": "tiny", "1.7b": "Qwen/Qwen3-ASR-1.7B"}[options.size]})
+    known = _spec(options).model_copy(update={"base": {"tiny": "tiny", "1.7b": REAL}[options.size]})
     cap, memory = micro_batch_seconds(spec, cluster, parameter_counts(known))
     assert memory is not None
     return spec, cluster, cap, float(memory.total)
@@ -306,11 +307,13 @@ def _round(options: argparse.Namespace) -> tuple[Any, Any, float, float]:
 
 def _base(options: argparse.Namespace, clips: list[dict[str, Any]]) -> Path:
     """A folder with tokenizer, processor and the config of the size. The weights in it are those of the tiny model."""
+    from caspi.families.counts_qwen3 import Qwen3Counts
     from caspi.families.qwen3_asr import QWEN3_ASR
 
     folder = QWEN3_ASR.prepare(_spec(options), [clip["text"] for clip in clips], 0, options.folder / "base")
     if options.size == "1.7b":
-        for name, changes in (("config.json", _REAL), ("preprocessor_config.json", {"feature_size": 128})):
+        real = Qwen3Counts.known()[REAL]
+        for name, changes in (("config.json", real), ("preprocessor_config.json", {"feature_size": 128})):
             values = json.loads((folder / name).read_text())
             (folder / name).write_text(json.dumps(_merged(values, changes)))
     return folder
@@ -319,33 +322,6 @@ def _base(options: argparse.Namespace, clips: list[dict[str, Any]]) -> Path:
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = {n: _merged(values.get(n, {}), new) if isinstance(new, dict) else new for n, new in changes.items()}
     return {**values, **merged}
-
-
-_REAL = {
-    "thinker_config": {
-        "audio_config": {
-            "num_mel_bins": 128,
-            "d_model": 1024,
-            "encoder_layers": 24,
-            "num_hidden_layers": 24,
-            "encoder_attention_heads": 16,
-            "encoder_ffn_dim": 4096,
-            "downsample_hidden_size": 480,
-            "output_dim": 2048,
-        },
-        "text_config": {
-            "vocab_size": 151_936,
-            "hidden_size": 2048,
-            "intermediate_size": 6144,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
-        },
-    }
-}
-"""The dimensions of Qwen3-ASR-1.7B."""
 
 
 def _model(options: argparse.Namespace, clips: list[dict[str, Any]]) -> Any:
