@@ -10,13 +10,14 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.standins.answering import answering
 
 LARGE = (".safetensors", ".bin")
 
@@ -215,17 +216,8 @@ def serve(hub: ModelHub) -> Iterator[ModelHub]:
             return {**one}
         return {**one, "actions": {"upload": {"href": f"{hub.url}/storage/{one['oid']}"}}}
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with answering(Handler) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _mode(name: str, head: Commit) -> dict[str, Any]:

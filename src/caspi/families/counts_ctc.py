@@ -130,7 +130,7 @@ class CtcCounts:
 def _count(config: Mapping[str, Any]) -> CtcCounts:
     import torch
 
-    from caspi.families.ctc import _MATRICES, UNUSED
+    from caspi.families.ctc import MATRICES, UNUSED
     from caspi.families.ctc_backend import backend
     from caspi.families.ctc_folder import BACKBONES, PARAKEET
 
@@ -162,7 +162,7 @@ def _count(config: Mapping[str, Any]) -> CtcCounts:
         between=size(model) - apart,
         lm_head=size(head),
         unused=unused,
-        sides={target: sides(matrix) for target, matrix in _MATRICES[kind].items()},
+        sides={target: sides(matrix) for target, matrix in MATRICES[kind].items()},
         dimensions=_dimensions(kind, made),
     )
 

@@ -28,7 +28,7 @@ UNUSED = "masked_spec_embed"
 
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj"}
 _WAV2VEC2 = {**_ATTENTION, "o_proj": "out_proj", "up_proj": "intermediate_dense", "down_proj": "output_dense"}
-_MATRICES = {
+MATRICES = {
     "wav2vec2": _WAV2VEC2,
     "hubert": _WAV2VEC2,
     # Its attention reads q_proj.weight and never calls q_proj: an adapter beside it would be ignored in silence.
@@ -101,7 +101,7 @@ class Ctc:
         return list(self._layers)
 
     def adapted(self, targets: Sequence[str]) -> str:
-        named = _MATRICES[self._type]
+        named = MATRICES[self._type]
         lacking = [target for target in targets if target not in named]
         if lacking:
             raise UserError(

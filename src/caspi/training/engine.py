@@ -143,9 +143,9 @@ class Run:
 
         check_spelling(self.model, [one.text for one in (*work.train, *work.dev)])
         utterances, self.left_out = trainable(self.model, work.train, max(self.settings.augment.speed))
-        lengths = np.array([utterance.seconds for utterance in utterances])
-        self.longest = float(lengths.max()) / min(self.settings.augment.speed)
-        check_fits(lengths / min(self.settings.augment.speed), work.max_padded_seconds)
+        lengths = np.array([utterance.seconds for utterance in utterances]) / min(self.settings.augment.speed)
+        self.longest = float(lengths.max())
+        check_fits(lengths, work.max_padded_seconds)
         self.cap = ranks.from_leader(remembered(work.folder, work.max_padded_seconds))
         self.orders = Orders(spec, utterances, ranks.rank, ranks.world_size, self.cap)
         self.phases = phase_plans(self.settings, self.orders.steps_per_epoch)
