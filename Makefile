@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need, once, in .venv.
 PYTHON ?= python3.11
-EXTRAS ?= train,tracking,dev
+EXTRAS ?= train,cluster,tracking,dev
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := uv==0.13.8

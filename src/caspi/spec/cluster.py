@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from caspi.spec.values import Bytes, Frozen, HourlyPrice, Name
 
@@ -25,13 +25,57 @@ class Storage(Frozen):
     """A PersistentVolumeClaim that all pods can mount."""
 
 
-class Kubernetes(Frozen):
-    """Where on Kubernetes."""
+ImageReference = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*@sha256:[0-9a-f]{64}$"),
+]
+"""An image by digest: registry.example.com/asr/caspi-train@sha256:..."""
 
+SecretReference = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?/[-._a-zA-Z0-9]+$")]
+"""A Secret of the namespace and a key in it: huggingface/token. Never its value."""
+
+
+class Images(Frozen):
+    """The images of this round's pods, by digest (`make images` prints them)."""
+
+    train: ImageReference
+    """images/train."""
+    launcher: ImageReference | None = None
+    """images/launcher: exports and audits without torch. Without it, the train image does it."""
+
+
+class SecretReferences(Frozen):
+    """Where pods get secrets from."""
+
+    huggingface: SecretReference | None = None
+    """HF_TOKEN."""
+    wandb: SecretReference | None = None
+    """WANDB_API_KEY."""
+
+
+class PodResources(Frozen):
+    """What one training pod asks for, and may use at most. Without it: what its processes need by `memory`."""
+
+    cpu: int = Field(ge=1)
+    memory: Bytes
+    shm: Bytes = 2**30
+    """Shared memory, a part of `memory`."""
+
+
+class Kubernetes(Frozen):
+    """Where on Kubernetes, for `caspi submit`."""
+
+    context: str | None = None
+    """Of the kubeconfig. Without it: the current one."""
     namespace: Name = "default"
     storage: Storage | None = None
     queue: str | None = None
     """A Kueue LocalQueue."""
+    nodes_at_least: int = Field(default=1, ge=1)
+    """Training goes on while so many of `nodes` are there."""
+    images: Images | None = None
+    secrets: SecretReferences = SecretReferences()
+    pod: PodResources | None = None
 
 
 class ClusterSpec(Frozen):
@@ -55,13 +99,17 @@ class ClusterSpec(Frozen):
     kubernetes: Kubernetes | None = None
 
     @model_validator(mode="after")
-    def _gpus_described(self) -> ClusterSpec:
+    def _consistent(self) -> ClusterSpec:
         if self.gpus_per_node and self.gpu is None:
             raise ValueError(
                 "gpu is missing: say which, for example gpu: {product: NVIDIA-A100-SXM4-40GB, memory: 40GiB}"
             )
         if self.gpu and not self.gpus_per_node:
             raise ValueError("gpus_per_node is 0, but gpu describes one")
+        if self.kubernetes and self.kubernetes.nodes_at_least > self.nodes:
+            raise ValueError(
+                f"kubernetes.nodes_at_least is {self.kubernetes.nodes_at_least}, but nodes is {self.nodes}"
+            )
         return self
 
     @property

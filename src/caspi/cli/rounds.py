@@ -1,79 +1,26 @@
-"""The command line: few commands, one way to do a thing. Heavy imports happen inside the commands."""
+"""The commands of a round on this machine."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from caspi import __version__
-from caspi.errors import CaspiError, UserError
-from caspi.launched import die_with_agent, tell_agent
-
-app = typer.Typer(
-    name="caspi",
-    help="Fine-tune speech-recognition models in reproducible rounds.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+from caspi.cli.options import (
+    RUNS,
+    ClusterOption,
+    JsonOption,
+    RoundArgument,
+    RunsOption,
+    app,
+    as_json_text,
+    end,
+    find_target,
 )
-
-RoundArgument = Annotated[
-    str,
-    typer.Argument(metavar="ROUND", help="A round file (rounds/x.yaml), a round directory, or the name of a round."),
-]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Where round directories are.")]
-ClusterOption = Annotated[
-    Path | None,
-    typer.Option("--cluster", "-c", help="Where it runs (clusters/x.yaml). Without it: this machine's CPU."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output under stable names.")]
-RUNS = Path("runs")
-
-
-def main() -> None:
-    """Run the command line. Errors are one line each, with the exit codes of docs/exit-codes.md."""
-    try:
-        code = app(standalone_mode=False)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        _end("interrupted; run the same command again to go on", 130)
-    except typer.TyperException as error:  # a command that can't be parsed: one line instead of a page
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "caspi"
-        message = " ".join(error.format_message().rstrip(".").split())
-        _end(f"{command}: {message[0].lower()}{message[1:]}; see `{command} --help`", UserError.exit_code)
-    except CaspiError as error:
-        _end("" if tell_agent(str(error)) else str(error), error.exit_code)
-    except BrokenPipeError:
-        sys.exit(141)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _end(message: str, code: int) -> None:
-    if message:
-        print(message, file=sys.stderr)
-    sys.exit(code)
-
-
-def _version(show: bool) -> None:
-    if show:
-        typer.echo(f"caspi {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
+from caspi.errors import UserError
+from caspi.launched import die_with_agent
 
 
 @app.command()
@@ -126,9 +73,9 @@ def plan(
     """
     from caspi.plan import make_plan, render
 
-    target = _target(round, cluster, runs)
+    target = find_target(round, cluster, runs)
     made = make_plan(target.spec, target.cluster, target.existing)
-    typer.echo(_json(made.model_dump(mode="json")) if as_json else render(made), nl=False)
+    typer.echo(as_json_text(made.model_dump(mode="json")) if as_json else render(made), nl=False)
 
 
 @app.command()
@@ -141,9 +88,9 @@ def doctor(
     """
     from caspi.doctor import examine, render
 
-    target = _target(round, cluster, runs)
+    target = find_target(round, cluster, runs)
     checks = examine(target.spec, target.cluster, target.file, target.data_root)
-    typer.echo(_json([check.model_dump() for check in checks]) if as_json else render(checks), nl=False)
+    typer.echo(as_json_text([check.model_dump() for check in checks]) if as_json else render(checks), nl=False)
     if any(check.state == "blocked" for check in checks):
         raise typer.Exit(UserError.exit_code)
 
@@ -160,7 +107,7 @@ def run(
     from caspi.plan import make_plan
     from caspi.status import describe, summary
 
-    target = _target(round, cluster, runs)
+    target = find_target(round, cluster, runs)
     make_plan(target.spec, target.cluster, target.existing)  # refuses what does not fit before anything is written
     round_dir = target.directory()
 
@@ -173,7 +120,7 @@ def run(
     typer.echo(f"{round_dir.spec.round}  sha256:{round_dir.spec.digest[:12]}  in {round_dir.path}", err=True)
     run_round(round_dir, on_stage, on_record)
     if as_json:
-        typer.echo(_json(describe(round_dir)), nl=False)
+        typer.echo(as_json_text(describe(round_dir)), nl=False)
     else:
         typer.echo(f"report: {(round_dir.folder('report') / 'index.html').resolve()}")
 
@@ -225,7 +172,7 @@ def stage(
         if meeting:
             command = [sys.executable, "-m", "caspi", "stage", "train", "--round-dir", str(round_dir)]
             ended = run_agent(command, meeting, max_restarts)
-            _end(ended.line, ended.code)
+            end(ended.line, ended.code)
     perform(light or stage_called(name), opened)
 
 
@@ -242,7 +189,7 @@ def approve(
     """
     from caspi.audit.gate import approve as sign
 
-    typer.echo(f"wrote {sign(_target(round, None, runs).directory(), by, reason)}")
+    typer.echo(f"wrote {sign(find_target(round, None, runs).directory(), by, reason)}")
 
 
 @app.command()
@@ -272,7 +219,7 @@ def report(
     """
     from caspi.report.render import write_report
 
-    round_dir = _target(round, None, runs).directory()
+    round_dir = find_target(round, None, runs).directory()
     write_report(round_dir)  # not the stage: a round may be asked for its report while it trains
     page = (round_dir.folder("report") / "index.html").resolve()
     typer.echo(str(page))
@@ -293,7 +240,7 @@ def preview(
     """
     from caspi.preview import write_preview
 
-    typer.echo(str(write_preview(_target(round, None, runs).made(), count, epoch).resolve()))
+    typer.echo(str(write_preview(find_target(round, None, runs).made(), count, epoch).resolve()))
 
 
 @app.command()
@@ -310,7 +257,7 @@ def push(
     """
     from caspi.publish import push as publish
 
-    pushed = publish(_target(round, None, runs).made(), to, private, revision)
+    pushed = publish(find_target(round, None, runs).made(), to, private, revision)
     typer.echo(f"{'pushed' if pushed.changed else 'there already, nothing new'}: {pushed.url} at {pushed.commit[:12]}")
 
 
@@ -328,58 +275,10 @@ def status(
     from caspi.status import describe, render
 
     if round is not None:
-        found = [_target(round, None, runs).directory()]
+        found = [find_target(round, None, runs).directory()]
     else:
         found = [open_round(path.parent) for path in sorted(runs.glob("*/round.yaml"))]
         if not found:
             raise UserError(f"no rounds under {runs}/; start one with `caspi run rounds/demo-r1.yaml`")
     described = [describe(round_dir) for round_dir in found]
-    typer.echo(_json(described) if as_json else "\n".join(render(one) for one in described), nl=False)
-
-
-class _Target:
-    """What a ROUND argument names: a file with its cluster, or a directory that exists."""
-
-    def __init__(self, file: Path | None, spec: Any, cluster: Any, runs: Path, existing: Any) -> None:
-        self.file, self.spec, self.cluster, self.runs, self.existing = file, spec, cluster, runs, existing
-
-    @property
-    def data_root(self) -> Path:
-        if self.file is None:
-            return self.existing.data_root  # type: ignore[no-any-return]
-        return (self.file.parent / (self.cluster.data_root or "")).resolve()
-
-    def made(self) -> Any:
-        """The directory of a round that ran, at least in part."""
-        if self.existing is None:
-            raise UserError(f"has not run yet; run it first: caspi run {self.file}", where=str(self.file))
-        return self.existing
-
-    def directory(self) -> Any:
-        from caspi.records.round_dir import create
-
-        return create(self.runs, self.spec, self.cluster, self.file.parent) if self.file else self.existing
-
-
-def _target(argument: str, cluster_file: Path | None, runs: Path) -> _Target:
-    from caspi.records.round_dir import find_round, open_round, round_path
-    from caspi.spec import ClusterSpec, load_cluster, load_round
-
-    path = Path(argument)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        spec = load_round(path)
-        cluster = load_cluster(cluster_file) if cluster_file else ClusterSpec()
-        there = round_path(runs, spec)
-        return _Target(path, spec, cluster, runs, open_round(there) if (there / "round.yaml").exists() else None)
-    if path.is_dir():
-        existing = open_round(path)
-    elif "/" in argument:
-        raise UserError("no such file or round directory", where=argument)
-    else:
-        existing = find_round(runs, argument)
-    cluster = load_cluster(cluster_file) if cluster_file else existing.cluster
-    return _Target(None, existing.spec, cluster, existing.path.parent, existing)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    typer.echo(as_json_text(described) if as_json else "\n".join(render(one) for one in described), nl=False)

@@ -1,0 +1,1 @@
+"""Rounds on Kubernetes: submitted, watched, cancelled. The kubernetes client stays in this package."""
