@@ -4,13 +4,14 @@ EXTRAS ?= train,cluster,tracking,dev
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := uv==0.13.8
+PINNED := --generate-hashes --no-emit-index-url --no-header --quiet
 STAMP  := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 comma  := ,
 export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-engine test-browser chaos generate constraints bench bench-train clean
+.PHONY: help setup demo test check test-engine test-browser chaos generate charts images image-pins cluster-up cluster-down cluster-env test-cluster constraints bench bench-train clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +43,7 @@ demo-ctc demo-parakeet: demo-%:
 	@$(BIN)/caspi status demo-$*
 
 test: setup check ## lint, types, import contracts, then every test (about 8 minutes)
-	$(BIN)/pytest -m "not browser and not slow" --durations=10
+	$(BIN)/pytest -m "not browser and not slow and not cluster" --durations=10
 
 check: setup     ## ruff, mypy, import-linter, generated files up to date (1 minute)
 	$(BIN)/ruff check .
@@ -63,12 +64,44 @@ chaos: setup     ## demo-r2 killed 34 times at random points, 20 of them in trai
 generate: setup  ## what is made from the code: JSON Schemas, parameter counts
 	$(BIN)/python -m caspi.generate
 
+HELM ?= helm
+
+charts: setup    ## lint the Helm charts and pack them into dist/charts; with REGISTRY=oci://... push them there
+	@command -v $(HELM) >/dev/null || { echo "helm not found: install Helm 3.14 or later, or say HELM=/path/to/helm"; exit 2; }
+	$(BIN)/python -m caspi.generate --check
+	@rm -rf dist/charts
+	@for chart in charts/*; do \
+	  for values in $$chart/ci/*.yaml; do $(HELM) lint --strict --quiet $$chart --values $$values || exit 1; done; \
+	  $(HELM) package $$chart --destination dist/charts || exit 1; \
+	done
+	@$(if $(REGISTRY),for packed in dist/charts/*.tgz; do $(HELM) push $$packed $(REGISTRY) $(PUSH_OPTIONS) || exit 1; done)
+
+cluster-up:      ## a Kubernetes for development: kind, bare programs (WAY=kind|bare), or yours (CONTEXT=name REGISTRY=host/path); docs/local-cluster.md
+	@tests/cluster/up $(if $(CONTEXT),--context "$(CONTEXT)" --registry "$(REGISTRY)",$(if $(WAY),--way "$(WAY)"))
+
+cluster-down:    ## stop it; PURGE=1: forget its state too
+	@tests/cluster/down $(if $(PURGE),--purge)
+
+cluster-env:     ## prints what a shell needs to use it: eval it
+	@tests/cluster/env
+
+test-cluster: setup ## the Kubernetes tests on a real cluster, of bare programs unless CONTEXT or WAY says otherwise (needs root then)
+	@tests/cluster/up $(if $(CONTEXT),--context "$(CONTEXT)" --registry "$(REGISTRY)",--way "$(or $(WAY),bare)")
+	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m cluster tests/cluster --durations=20
+
 constraints:     ## resolve constraints.txt anew, with hashes and without index addresses
 	$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet "$(UV)"
-	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 $(PINNED) -o constraints.txt
+
+images:          ## build images/ with docker, podman or buildah; REGISTRY=host/path pushes them, IMAGES=train only that; docs/images.md
+	@images/build
+
+image-pins: setup ## resolve the pins of images/serve and of what builds images anew
+	$(BIN)/uv pip compile images/tools.in --python-version 3.11 $(PINNED) -o images/tools.txt
+	$(BIN)/uv pip compile images/serve/requirements.in --python-version 3.11 --python-platform x86_64-unknown-linux-gnu $(PINNED) -o images/serve/constraints.txt
 
 bench: setup     ## every figure of docs/benchmarks.md, both sides in one run
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/kubernetes_scale.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 bench-train: setup ## a step of the engine against the upstream recipe on the same data and model (about 2 minutes)
 	$(BIN)/python benchmarks/training.py

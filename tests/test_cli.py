@@ -23,7 +23,8 @@ from tests.command import caspi
 from tests.test_bad_input import GOOD
 
 HOUSE = Path(__file__).parents[1]
-COMMANDS = ["init", "plan", "doctor", "run", "stage", "approve", "serve", "report", "preview", "push", "status"]
+COMMANDS = ["init", "plan", "doctor", "run", "stage", "benchmark", "approve", "serve", "report", "preview", "push"]
+COMMANDS += ["status", "submit", "logs", "cancel", "worker", "prepare", "fetch"]
 
 
 def test_help_lists_the_commands() -> None:

@@ -174,6 +174,12 @@ if what == "ignore":
 if isinstance(what, str):
     open(f"{folder}/ready-{rank}", "w").close()
     time.sleep(60)
+if isinstance(what, tuple):
+    with open(f"{folder}/agent-{rank}", "w") as agent:
+        agent.write(f"{os.getppid()} ")
+    time.sleep(what[0])
+    open(f"{folder}/finished-{rank}", "w").close()
+    what = what[1]
 if what < 0:
     os.kill(os.getpid(), -what)
 tell_agent(f"rank {rank} says {what}")
@@ -261,6 +267,66 @@ def test_all_nodes_end_as_the_one_that_knows_why(what: Any, ended: Any, tmp_path
     finally:
         for agent in agents:
             agent.kill()
+
+
+BARRIER = """
+import json, os, sys
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+from pathlib import Path
+import caspi.training.rendezvous as rendezvous
+from caspi.execution.agent import run_agent
+from caspi.execution.nodes import meeting_for
+from caspi.execution.surroundings import Surroundings
+from caspi.spec import ClusterSpec
+rendezvous.SILENT_SECONDS = 2.0
+class Recorded(Surroundings):
+    def done(self):
+        return Path(sys.argv[2]).exists()
+ended = run_agent(
+    sys.argv[3:], meeting_for(ClusterSpec(), "2:3", None, sys.argv[1], "x", None), 0, around=Recorded()
+)
+print(json.dumps([ended.code, ended.line]))
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_is_done_waits_for_the_others(tmp_path: Path) -> None:
+    """The leader may still write its record: nobody leaves before."""
+    with at_the_barrier(tmp_path, {0: (5, 0), 1: 0}, 2) as agents:
+        until(lambda: any(agent.poll() is not None for agent in agents))
+        assert (tmp_path / "finished-0").exists()
+        for agent in agents:
+            out, _ = agent.communicate(timeout=PATIENCE)
+            assert json.loads(out)[0] == 0
+
+
+@pytest.mark.slow
+def test_who_says_otherwise_while_one_waits_is_believed(tmp_path: Path) -> None:
+    with at_the_barrier(tmp_path, {0: (3, 4), 1: 0}, 2) as agents:
+        for agent in agents:
+            assert json.loads(agent.communicate(timeout=PATIENCE)[0]) == [4, "rank 0 says 4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_node_is_lost_while_another_waits_for_it(recorded: bool, tmp_path: Path) -> None:
+    """With the record written that is no matter; without, the work is done again with the node that comes instead."""
+    with at_the_barrier(tmp_path, {0: [(60, 0), 0], 1: 0}, 2) as agents:
+        until(lambda: pid_of_agent(tmp_path) > 0, *agents)
+        time.sleep(1.0)  # rank 1 is done, and its agent waits
+        if recorded:
+            (tmp_path / "record").touch()
+        (lost,) = [agent for agent in agents if agent.pid == pid_of_agent(tmp_path)]
+        (kept,) = [agent for agent in agents if agent is not lost]
+        assert kept.poll() is None, "it waits"
+        lost.kill()
+        if recorded:
+            assert json.loads(kept.communicate(timeout=PATIENCE)[0]) == [0, "rank 1 says 0"]
+            return
+        with at_the_barrier(tmp_path, {0: [(60, 0), 0], 1: 0}, 1, agents[0].args[3]) as others:  # type: ignore[index]
+            for agent in (kept, *others):
+                assert json.loads(agent.communicate(timeout=PATIENCE)[0])[0] == 0
+    assert len((tmp_path / "begun").read_text().split()) == 4, "both did it again"
 
 
 def test_a_killed_agent_takes_its_processes_along(tmp_path: Path) -> None:
@@ -464,6 +530,26 @@ def run(folder: Path, options: Mapping[str, Any]) -> Finished:
 
 def light(folder: Path, what: Any) -> list[str]:
     return [sys.executable, "-c", WORKER, str(folder), repr(what)]
+
+
+@contextmanager
+def at_the_barrier(folder: Path, what: Any, nodes: int, place: str | None = None) -> Iterator[list[Agent]]:
+    place = place or f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-c", BARRIER, place, str(folder / "record"), *light(folder, what)]
+    agents = [subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE) for _ in range(nodes)]
+    try:
+        yield agents
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
+
+
+def pid_of_agent(folder: Path) -> int:
+    """Of the agent of rank 0; 0 before it has started its training process."""
+    path = folder / "agent-0"
+    text = path.read_text() if path.exists() else ""
+    return int(text) if text.endswith(" ") else 0
 
 
 def processes_of(argument: Path) -> list[str]:

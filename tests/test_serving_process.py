@@ -14,6 +14,7 @@ import pytest
 
 from caspi.corpus.audio import decode
 from caspi.errors import StageFailed, UserError
+from caspi.files import folder_digest
 from caspi.serving.process import serve_process
 from caspi.serving.server import listen, load_model
 from caspi.spec.models import Qwen3AsrModel
@@ -47,6 +48,7 @@ def test_a_round_trip_through_a_real_process(tiny: Path, tmp_path: Path) -> None
         with serve_process(tiny, log=log) as url:
             (server,) = set(children(os.getpid())) - others
             assert client.get(f"{url}/health").json() == {"status": "ready", "model": "demo-r1"}
+            assert client.get(f"{url}/v1/models/demo-r1").json()["digest"] == folder_digest(tiny)
 
             def post(clip: bytes) -> httpx.Response:
                 return client.post(url + URL, files={"file": clip}, data=form)

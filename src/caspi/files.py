@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -33,6 +34,12 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def no_space_left(error: BaseException) -> bool:
+    """Whether the disk is full, or a quota. safetensors says it in words only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"os error {number})" in str(error) for number in full)
 
 
 def write_text(path: Path, text: str) -> None:

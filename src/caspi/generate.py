@@ -11,6 +11,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from caspi.charts import documents
+from caspi.charts.serve import ServeValues
+from caspi.charts.train import TrainValues
+from caspi.charts.values import Values
 from caspi.spec import ClusterSpec, RoundSpec
 from caspi.spec.values import Money
 
@@ -87,11 +91,23 @@ def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if value is not None else "none"
 
 
+def _chart(name: str, kind: type[Values], title: str) -> dict[str, Callable[[], str]]:
+    """The three files of a chart that its values make."""
+    folder = f"charts/{name}"
+    return {
+        f"{folder}/values.schema.json": lambda: documents.schema_file(kind, title),
+        f"{folder}/values.yaml": lambda: documents.values_file(kind, title),
+        f"{folder}/README.md": lambda: documents.readme((HOUSE / folder / "README.md").read_text("utf-8"), kind),
+    }
+
+
 FILES: dict[str, Callable[[], str]] = {
     "docs/schema/round.schema.json": lambda: _schema(RoundSpec, "A Caspi round"),
     "docs/schema/cluster.schema.json": lambda: _schema(ClusterSpec, "Where a Caspi round runs"),
     "docs/round-file.md": lambda: _reference(RoundSpec, "The round file", "rounds/hebrew-r2.yaml"),
     "docs/cluster-file.md": lambda: _reference(ClusterSpec, "The cluster file", "clusters/2xa100-40gb.yaml"),
+    **_chart("caspi-train", TrainValues, "The values of caspi-train: one round, trained by an elastic PyTorchJob"),
+    **_chart("caspi-serve", ServeValues, "The values of caspi-serve: the model of a round behind an HTTP service"),
 }
 
 

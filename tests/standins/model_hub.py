@@ -164,7 +164,7 @@ def serve(hub: ModelHub) -> Iterator[ModelHub]:
                 return 404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"}
             head = history[-1]
             if verb == "revision":
-                files = [{"rfilename": name} for name in sorted(head.files)]
+                files = [{"rfilename": name, "size": len(data)} for name, data in sorted(head.files.items())]
                 return (
                     200,
                     {"id": repository, "sha": head.sha, "private": hub.private[repository], "siblings": files},

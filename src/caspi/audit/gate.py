@@ -78,8 +78,9 @@ def decide(
     )
 
 
-def check_gate(round_dir: RoundDir) -> None:
-    """Pass when training may start; otherwise GateRefused says why, and the way on."""
+def check_gate(round_dir: RoundDir, sign: str | None = None) -> None:
+    """Pass when training may start; otherwise GateRefused says why, and the way on: `sign` is the command that signs
+    a CAUTION here."""
     record, results = _audit(round_dir)
     if results.decision == "PROCEED":
         return
@@ -87,7 +88,9 @@ def check_gate(round_dir: RoundDir) -> None:
     if results.decision == "STOP":
         raise GateRefused(f"{why}; mend the data, or leave out what audit/findings.jsonl names (audit.leave_out)")
     path = _approval(round_dir)
-    way_on = f'look at the findings, then run `caspi approve {round_dir.path} --by NAME --reason "..."`'
+    way_on = (
+        f"""look at the findings, then run `{sign or f'caspi approve {round_dir.path} --by NAME --reason "..."'}`"""
+    )
     if not path.exists():
         raise GateRefused(f"{why}; {way_on}")
     if problem := _approval_problem(path, record):

@@ -1,20 +1,24 @@
-"""Reading and decoding many clips, over the cores of this machine."""
+"""Reading and decoding many clips, in stretches that processes and machines can share."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from base64 import b64decode, b64encode
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
+
+import numpy as np
 
 from caspi.audit.leakage import Fingerprint, fingerprint
 from caspi.audit.signals import Signals, measure
 from caspi.corpus.audio import AudioError, AudioReader, decode
 from caspi.corpus.manifest import Utterance
-from caspi.corpus.workers import cores, spread
+from caspi.corpus.workers import cores
+from caspi.files import atomic, json_line, read_json_lines
 
-CHUNK = 32
+SHORTEST, LONGEST, STRETCHES = 64, 1024, 1024
+"""Clips of a stretch, and how many stretches there are where their length allows it."""
 SERIAL = 1000
 """Below so many clips, starting another process takes longer than it saves."""
 
@@ -32,34 +36,69 @@ class Heard:
     """Why it could not be decoded."""
 
 
-def listen(
-    utterances: Sequence[Utterance],
-    decoded: Collection[str],
-    roots: Mapping[str, Path],
-    on_done: Callable[[int], object] = lambda count: None,
-) -> dict[str, Heard]:
-    """Read every utterance, and decode those whose ids are in `decoded`. By id; `on_done` counts along."""
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Utterances that are read one after the other: (id, audio, whether it is decoded)."""
+
+    clips: Sequence[tuple[str, str, bool]]
+    part: Path
+    """Where what was heard is written."""
+
+
+def stretches(utterances: Sequence[Utterance], decoded: Collection[str], folder: Path) -> dict[str, Stretch]:
+    """All utterances in stretches, by the names of their parts in `folder`: the same on every machine."""
     ordered = sorted(utterances, key=lambda utterance: _place(utterance.audio))
-    tasks = (
-        [(one.id, one.audio, one.id in decoded) for one in ordered[start : start + CHUNK]]
-        for start in range(0, len(ordered), CHUNK)
-    )
-    heard: dict[str, Heard] = {}
-    work = partial(_listen, AudioReader(roots))
-    for chunk in spread(work, tasks, min(cores(), 1 + len(decoded) // SERIAL)):
-        heard.update(chunk)
-        on_done(len(chunk))
-    return heard
+    length = min(LONGEST, max(SHORTEST, -(-len(ordered) // STRETCHES)))
+    found = {}
+    for number, start in enumerate(range(0, len(ordered), length)):
+        name = f"{number:05d}.jsonl"
+        clips = [(one.id, one.audio, one.id in decoded) for one in ordered[start : start + length]]
+        found[name] = Stretch(clips, folder / name)
+    return found
+
+
+def processes_for(decoded: int) -> int:
+    """How many processes of this machine decode so many clips."""
+    return min(cores(), 1 + decoded // SERIAL)
+
+
+def listen(reader: AudioReader, stretch: Stretch) -> int:
+    """Read every utterance of a stretch, decode those that are to be, and write its part. Returns how many."""
+    with atomic(stretch.part) as file:
+        for name, audio, decoded in stretch.clips:
+            file.write(json_line(_stored(name, _hear(reader, audio, decoded))))
+    return len(stretch.clips)
+
+
+def read_heard(part: Path) -> Iterator[tuple[str, Heard]]:
+    """Id and findings of each utterance of a part, exactly as they were measured."""
+    for line in read_json_lines(part):
+        prints, signals = line["fingerprint"], line["signals"]
+        yield (
+            line["id"],
+            Heard(
+                digest=None if line["digest"] is None else bytes.fromhex(line["digest"]),
+                signals=None if signals is None else Signals(*signals),
+                fingerprint=None if prints is None else np.frombuffer(b64decode(prints), np.float16),
+                problem=line["problem"],
+            ),
+        )
+
+
+def _stored(name: str, heard: Heard) -> dict[str, object]:
+    return {
+        "id": name,
+        "digest": None if heard.digest is None else heard.digest.hex(),
+        "signals": None if heard.signals is None else list(astuple(heard.signals)),
+        "fingerprint": None if heard.fingerprint is None else b64encode(heard.fingerprint.tobytes()).decode(),
+        "problem": heard.problem,
+    }
 
 
 def _place(audio: str) -> tuple[str, int, str]:
     """Sorts rows of a table by number, so that reading is a stream: `#9` before `#10`."""
     file, _, row = audio.rpartition("#")
     return file, len(row), row
-
-
-def _listen(reader: AudioReader, task: list[tuple[str, str, bool]]) -> dict[str, Heard]:
-    return {name: _hear(reader, audio, decoded) for name, audio, decoded in task}
 
 
 def _hear(reader: AudioReader, audio: str, decoded: bool) -> Heard:

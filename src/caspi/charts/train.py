@@ -9,10 +9,14 @@ from pydantic import Field, StringConstraints
 from caspi.charts.values import (
     DnsName,
     Image,
+    LabelName,
+    Labels,
+    LabelValue,
     Metrics,
     NetworkPolicy,
     Placement,
     Quantity,
+    ResourceName,
     Resources,
     Secrets,
     Storage,
@@ -39,7 +43,9 @@ class Approval(Values):
     """Signs an audit that says CAUTION (`caspi approve`). A STOP can't be approved."""
 
     by: Text
+    """Who signs."""
     reason: Text
+    """Why it may be trained on all the same."""
     audit: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12,64}$")]
     """The digest of the audit's record that was read: an approval counts for that one only."""
 
@@ -62,17 +68,20 @@ class Gpus(Values):
     """The GPUs of one worker: all those of its node."""
 
     count: int = Field(ge=1, le=16)
-    resource: Text = "nvidia.com/gpu"
-    product: str | None = None
+    """In a worker, one for each of its processes."""
+    resource: ResourceName = "nvidia.com/gpu"
+    """What the device plugin calls them."""
+    product: LabelValue | None = None
     """As nodes are labelled with nvidia.com/gpu.product: one kind for a whole round."""
 
 
 class Rdma(Values):
     """InfiniBand or RoCE between workers. Needs the IPC_LOCK capability, which the restricted profile refuses."""
 
-    resource: Text
+    resource: ResourceName
     """For example rdma/hca_shared_devices_a."""
     count: int = Field(default=1, ge=1)
+    """In a worker."""
 
 
 class Workers(Values):
@@ -114,12 +123,14 @@ class Gang(Values):
     queue: DnsName | None = None
     """Of Volcano."""
     timeout: Seconds | None = None
+    """Seconds to wait for all of them. null: for ever."""
 
 
 class Disruption(Values):
     """A PodDisruptionBudget that keeps `workers.atLeast` pods through voluntary disruptions (a drain)."""
 
     enabled: bool = False
+    """With as many workers as `workers.atLeast`, no node of theirs can be drained."""
 
 
 class TrainValues(Values):
@@ -133,6 +144,7 @@ class TrainValues(Values):
     launcher: Image | None = None
     """images/launcher, for the preparation: no torch, pulled in seconds. null: `image` does it."""
     image_pull_secrets: list[DnsName] = []
+    """Secrets of the registry, by name."""
     workers: Workers = Workers()
     preparation: Preparation = Preparation()
     storage: Storage = Storage()
@@ -150,9 +162,9 @@ class TrainValues(Values):
     disruption: Disruption = Disruption()
     network_policy: NetworkPolicy = NetworkPolicy()
     metrics: Metrics = Metrics()
-    labels: dict[str, str] = {}
+    labels: Labels = {}
     """On everything that is made."""
-    annotations: dict[str, str] = {}
+    annotations: dict[LabelName, str] = {}
     """On everything that is made."""
     log_level: Literal["WARN", "INFO"] = "WARN"
     """Of NCCL."""

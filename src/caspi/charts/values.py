@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
@@ -14,7 +14,7 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 DnsName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 """A name of a Kubernetes object."""
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
-Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|K|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
+Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
 """An amount as Kubernetes writes it: 500m, 48, 64Gi."""
 
 
@@ -24,14 +24,24 @@ def _no_secret(name: str) -> str:
     return name
 
 
+LabelName = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+]
+"""The name of a label or an annotation: nvidia.com/gpu.product."""
+LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)]
+Labels = dict[LabelName, LabelValue]
+ResourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")]
+"""What a device plugin calls its devices: nvidia.com/gpu."""
+
+
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Z_][A-Z0-9_]*$"), AfterValidator(_no_secret)]
 """An environment variable that is no secret. Helm's expressions know no negation: the templates refuse those too."""
 
 
 class Values(Frozen):
-    """Base of all values: camelCase names, nothing unknown."""
+    """Base of all values: camelCase names, nothing unknown, nothing converted ("3" is no number for Helm either)."""
 
-    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, strict=True)
 
 
 class Image(Values):
@@ -40,7 +50,9 @@ class Image(Values):
     repository: Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*$")]
     """Registry and path, without a tag."""
     digest: Digest
+    """`make images` prints it."""
     pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    """As in Kubernetes. A digest never changes, so a node needs it once."""
 
     @property
     def reference(self) -> str:
@@ -51,7 +63,9 @@ class SecretKey(Values):
     """A key of a Secret that exists in the namespace. The charts never take a secret's value."""
 
     name: DnsName
+    """Of the Secret."""
     key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$")]
+    """In the Secret."""
 
 
 class Secrets(Values):
@@ -67,33 +81,46 @@ class Resources(Values):
     """What a container asks for; it is also its limit, so that nobody takes another's memory."""
 
     cpu: Quantity
+    """Cores: 500m is half of one."""
     memory: Quantity
+    """For example 64Gi. A container that takes more is killed."""
     ephemeral_storage: Quantity | None = None
+    """Of the node's disk. null: no limit of its own."""
 
 
 class Toleration(Values):
     """As in Kubernetes."""
 
-    key: str | None = None
+    key: LabelName | None = None
+    """Of the taint; null with Exists: every taint."""
     operator: Literal["Exists", "Equal"] = "Equal"
-    value: str | None = None
+    """Exists takes no value."""
+    value: LabelValue | None = None
+    """Of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """null: every effect."""
     toleration_seconds: int | None = None
+    """How long, of a NoExecute taint. null: for ever."""
 
 
 class Placement(Values):
     """Where pods may run."""
 
-    node_selector: dict[str, str] = {}
+    node_selector: Labels = {}
+    """Labels that a node must have."""
     tolerations: list[Toleration] = []
+    """Of taints that nodes have."""
     priority_class: DnsName | None = None
+    """Of the pods."""
 
 
 class NewClaim(Values):
     """A PersistentVolumeClaim that the chart makes, and keeps when it is uninstalled."""
 
     size: Quantity
+    """For example 500Gi."""
     storage_class: DnsName | None = None
+    """null: the cluster's default one."""
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
     """ReadWriteOnce only where all pods run on one node."""
 
@@ -110,15 +137,18 @@ class PodMonitor(Values):
     """For the Prometheus operator."""
 
     enabled: bool = False
-    labels: dict[str, str] = {}
+    """Needs its CRDs."""
+    labels: Labels = {}
     """That its Prometheus selects by."""
     interval: Annotated[str, StringConstraints(pattern=r"^[0-9]+(s|m)$")] = "15s"
+    """Between two looks."""
 
 
 class Metrics(Values):
     """The engine's metrics, from each worker at /metrics."""
 
     port: int = Field(default=9400, ge=1024, le=65535)
+    """Of the workers' pods."""
     pod_monitor: PodMonitor = PodMonitor()
 
 
@@ -126,12 +156,6 @@ class NetworkPolicy(Values):
     """Who may talk to the pods. Needs a network plugin that enforces it."""
 
     enabled: bool = True
-    metrics_from: dict[str, str] = {}
+    """Only pods of the same round reach each other, on every port (NCCL picks them); to the outside all is open."""
+    metrics_from: Labels = {}
     """Labels of the namespaces that may read metrics; none: every namespace."""
-
-
-def schema(kind: type[Values], title: str) -> dict[str, Any]:
-    """The JSON Schema of a chart, as Helm checks it. `global` is Helm's own."""
-    made = kind.model_json_schema(by_alias=True)
-    made["properties"]["global"] = {"type": "object"}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": title}

@@ -5,10 +5,18 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
+import caspi.first  # noqa: F401  before the rest, which takes a second
+
+# isort: split
+
 import typer
 
 from caspi import __version__
-from caspi.cli import cluster, pods, rounds  # noqa: F401  registers the commands, in this order
+from caspi.cli import rounds  # noqa: F401  registers the commands, in this order
+
+# isort: split
+
+from caspi.cli import cluster, pods  # noqa: F401
 from caspi.cli.options import app, end
 from caspi.errors import CaspiError, UserError
 from caspi.launched import tell_agent

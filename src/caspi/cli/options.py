@@ -30,6 +30,12 @@ ClusterOption = Annotated[
     typer.Option("--cluster", "-c", help="Where it runs (clusters/x.yaml). Without it: this machine's CPU."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output under stable names.")]
+WhereOption = Annotated[
+    Path | None,
+    typer.Option("--cluster", "-c", help="The cluster file: its kubernetes section says which context and namespace."),
+]
+NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="[default: the context's]")]
+ContextOption = Annotated[str | None, typer.Option("--context", help="Of the kubeconfig. [default: the current one]")]
 RUNS = Path("runs")
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from caspi.cli.options import (
     RUNS,
     ClusterOption,
+    ContextOption,
     JsonOption,
+    NamespaceOption,
     RoundArgument,
     RunsOption,
+    WhereOption,
     app,
     as_json_text,
     end,
@@ -151,13 +153,17 @@ def stage(
     max_restarts: Annotated[
         int, typer.Option(envvar="PET_MAX_RESTARTS", min=0, help="train: how often a crash or a hang is begun again.")
     ] = 3,
+    server: Annotated[
+        str | None, typer.Option("--server", metavar="URL", help="benchmark: through a server that runs already.")
+    ] = None,
 ) -> None:
     """Run one stage of a round: what pods and pipeline steps call. Train starts and watches one process a GPU.
 
     Example: caspi stage train --round-dir runs/demo-r1-6493ec98
     """
     from caspi.execution.agent import run_agent
-    from caspi.execution.nodes import meeting_for
+    from caspi.execution.nodes import meeting_for, training_command
+    from caspi.execution.surroundings import OnDisk
     from caspi.records.round_dir import open_round
     from caspi.stages import stage_called
     from caspi.stages.stage import perform
@@ -170,10 +176,46 @@ def stage(
             opened.cluster, nnodes, nproc_per_node, rdzv_endpoint, rdzv_id or opened.path.name, rdzv_conf
         )
         if meeting:
-            command = [sys.executable, "-m", "caspi", "stage", "train", "--round-dir", str(round_dir)]
-            ended = run_agent(command, meeting, max_restarts)
+            ended = run_agent(training_command(round_dir), meeting, max_restarts, around=OnDisk(opened))
             end(ended.line, ended.code)
+    if server is not None:
+        from caspi.stages.served import benchmark_served
+
+        if name != "benchmark":
+            raise UserError(f"--server is for benchmark, not for {name}")
+        typer.echo(benchmark_served(opened, server))
+        return
     perform(light or stage_called(name), opened)
+
+
+@app.command()
+def benchmark(
+    round: RoundArgument,
+    server: Annotated[str, typer.Option("--server", metavar="URL", help="Where the round's model is served.")],
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests at a time.")] = 16,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Benchmark a round through a server that runs already; then compare with the parent, and make the report.
+
+    The first time its answers become the record. A record that is there stays, and the answers are held against it:
+    exit code 4 when they are worse.
+
+    Example: caspi benchmark hebrew-r2 --server http://127.0.0.1:8000
+    """
+    from caspi.stages import stage_called
+    from caspi.stages.served import benchmark_served
+    from caspi.stages.stage import perform
+    from caspi.status import summary
+
+    round_dir = find_target(round, None, runs).made()
+    typer.echo(f"benchmark  {benchmark_served(round_dir, server, concurrency)}")
+    if round_dir.spec.parent:
+        try:
+            compared = summary(perform(stage_called("compare"), round_dir)[0])
+        except UserError as error:  # no fault of this server's: the parent isn't here, or not measured
+            compared = f"not done: {error}"
+        typer.echo(f"compare    {compared}")
+    typer.echo(f"report     {summary(perform(stage_called('report'), round_dir)[0])}")
 
 
 @app.command()
@@ -266,14 +308,28 @@ def status(
     round: Annotated[str | None, typer.Argument(metavar="[ROUND]", help="One round; without it, all of them.")] = None,
     runs: RunsOption = RUNS,
     as_json: JsonOption = False,
+    to: Annotated[
+        Literal["helm"] | None, typer.Option("--to", help="Those on Kubernetes, instead of those under --runs.")
+    ] = None,
+    cluster: WhereOption = None,
+    namespace: NamespaceOption = None,
+    context: ContextOption = None,
 ) -> None:
     """Say how far rounds are, what they found, and what to do next.
 
     Example: caspi status demo-r2
+    Example: caspi status hebrew-r2 --to helm --cluster clusters/8xa100-40gb.yaml
     """
     from caspi.records.round_dir import open_round
     from caspi.status import describe, render
 
+    if to == "helm":
+        from caspi.cli.cluster import cluster_status
+
+        cluster_status(round, cluster, namespace, context, as_json)
+        return
+    if cluster or namespace or context:
+        raise UserError("--cluster, --namespace and --context say where on Kubernetes: add --to helm")
     if round is not None:
         found = [find_target(round, None, runs).directory()]
     else:

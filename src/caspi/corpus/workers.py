@@ -26,10 +26,10 @@ def cores() -> int:
     return allowed if quota == "max" else max(1, min(allowed, round(int(quota) / int(period))))
 
 
-def spread(work: Callable[[Task], Result], tasks: Iterable[Task], processes: int) -> Iterator[Result]:
+def spread(work: Callable[[Task], Result], tasks: Iterable[Task], processes: int, ahead: int = 2) -> Iterator[Result]:
     """Results in the order in which they are done; in this process when `processes` is 1.
 
-    Tasks are taken as they are needed, so that an endless supply costs no memory.
+    Tasks are taken as they are needed, `ahead` for each process, so that an endless supply costs no memory.
     """
     if processes <= 1:
         yield from map(work, tasks)
@@ -38,7 +38,7 @@ def spread(work: Callable[[Task], Result], tasks: Iterable[Task], processes: int
     # spawn: a fork would copy the threads' locks of Arrow
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
-        running: set[Future[Result]] = {pool.submit(work, task) for task in islice(supply, 2 * processes)}
+        running: set[Future[Result]] = {pool.submit(work, task) for task in islice(supply, ahead * processes)}
         try:
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)

@@ -6,7 +6,8 @@
 torchrun does the same and tells a batch system nothing: whatever happened, it ends with 1. This one ends with the code
 of docs/exit-codes.md and one line. What another run would meet again (bad input, a refusal, a failure, divergence, the
 budget) ends the work on all nodes. A crash or a hang is begun again, `max_restarts` times. A node that comes or goes
-costs none of these: the training processes end, and the nodes that are there go on from the last checkpoint.
+costs none of these: the training processes end, and the nodes that are there go on from the last checkpoint. A node
+whose processes are done waits for the others: a batch system may end all as soon as one has succeeded.
 """
 
 from __future__ import annotations
@@ -18,15 +19,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from caspi.errors import Diverged, GateRefused, OutOfBudget, Preempted, StageFailed, Unanswered, UserError
+from caspi.execution.losses import Losses
+from caspi.execution.surroundings import Surroundings
 from caspi.launched import Ended, World, last_words
+from caspi.orphans import bury_orphans
+
+T = TypeVar("T")
 
 FINAL = tuple(error.exit_code for error in (UserError, GateRefused, StageFailed, Diverged, OutOfBudget))
 RETRY = Preempted.exit_code
@@ -48,8 +55,11 @@ class Meeting(Protocol):
     def changed(self) -> bool:
         """Whether the world is no longer what it was: a node waits to join, or the meeting place is gone."""
 
-    def end(self, ended: Ended) -> Ended:
-        """Tell the other nodes that all work has ended, and how; the first to say it is believed by all."""
+    def end(self, ended: Ended) -> Ended | None:
+        """Tell the other nodes that all work has ended, and how; the first to say it is believed by all.
+
+        Success is said when all have come to it. None: they can't, because one of them is gone.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,54 +95,70 @@ class _Stop(Exception):
     pass
 
 
-def run_agent(command: Sequence[str], meeting: Meeting, max_restarts: int, grace: float | None = None) -> Ended:
+def run_agent(
+    command: Sequence[str],
+    meeting: Meeting,
+    max_restarts: int,
+    grace: float | None = None,
+    around: Surroundings | None = None,
+) -> Ended:
     """Run `command` as training processes until the work has ended; says how. Call it from the main thread."""
     grace = grace or float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", GRACE_SECONDS))
-    restarts = 0
+    around, restarts, losses = around or Surroundings(), 0, Losses()
     with _listening() as asked:
         while True:
-            world = _joined(meeting, asked)
-            if isinstance(world, Ended):
+            world = _while_waiting(asked, meeting.join)
+            if not isinstance(world, World):
                 return world
-            ended = _run(command, world, meeting, asked, grace)
+            if world.nodes > 1:
+                _say(f"{world.size} training processes on {world.nodes} nodes; this is node {world.node}")
+            ended = _run(command, world, meeting, asked, grace, around)
             if asked.times and ended.code not in (0, *FINAL):
                 return ended
-            if ended.code == RETRY:
-                continue
-            if ended.code in (0, *FINAL) or restarts == max_restarts:
-                return meeting.end(ended)
-            restarts += 1
-            _say(f"{ended.line}; restart {restarts} of {max_restarts}")
+            ended = losses.judged(ended, world.nodes, around.stands_at())
+            if ended.code in (0, *FINAL) or losses.too_many or (ended.code != RETRY and restarts == max_restarts):
+                said = _while_waiting(asked, partial(meeting.end, ended))
+                if said is not None:
+                    return said
+                if ended.code != 0 or around.done():
+                    return ended
+                ended = Ended(RETRY)  # a node was lost before the work was recorded
+            if ended.code != RETRY:
+                restarts += 1
+                _say(f"{ended.line}; restart {restarts} of {max_restarts}")
+            around.begins_again({RETRY: "membership", Unanswered.exit_code: "hang"}.get(ended.code, "crash"))
 
 
-def _joined(meeting: Meeting, asked: Asked) -> World | Ended:
+def _while_waiting(asked: Asked, wait: Callable[[], T]) -> T | Ended:
+    """Nothing is lost when the wait is: whoever asks to stop now is heard at once."""
     try:
         asked.waiting = True
         if asked.times:
             raise _Stop
-        world = meeting.join()
+        return wait()
     except _Stop:
         return Ended(RETRY, "asked to stop while no training process ran; run the same command to go on")
     finally:
         asked.waiting = False
-    if isinstance(world, World) and world.nodes > 1:
-        _say(f"{world.size} training processes on {world.nodes} nodes; this is node {world.node}")
-    return world
 
 
-def _run(command: Sequence[str], world: World, meeting: Meeting, asked: Asked, grace: float) -> Ended:
+def _run(
+    command: Sequence[str], world: World, meeting: Meeting, asked: Asked, grace: float, around: Surroundings
+) -> Ended:
     """One life of this node's training processes."""
+    around.begins(world)
     with tempfile.TemporaryDirectory(prefix="caspi-") as folder, _started(command, world, Path(folder)) as workers:
         patience: float | None = None
         while workers.running() and not workers.failed():
             time.sleep(POLL_SECONDS)
-            if patience is None and (asked.times or meeting.changed()):
+            if patience is None and (asked.times or meeting.changed() or around.due()):
                 workers.ask_to_stop()
                 patience = time.monotonic() + grace
             if patience is not None and (time.monotonic() > patience or asked.times > 1):
                 break
         workers.settle()
-        return workers.ended()
+        ended = workers.ended(around.out_of_memory())
+    return ended if ended.code in (0, *FINAL) else around.due() or ended
 
 
 @dataclass(slots=True)
@@ -172,7 +198,7 @@ class Workers:
                 process.kill()
                 process.wait()
 
-    def ended(self) -> Ended:
+    def ended(self, out_of_memory: str = "") -> Ended:
         """The end that explains the others: a rank that fails breaks the exchange of all."""
         codes = {local: _exit_code(process.returncode) for local, process in enumerate(self.processes)}
         own = {local: code for local, code in codes.items() if local not in self.given_up}
@@ -186,7 +212,7 @@ class Workers:
         local = decisive(own)
         code = own[local]
         words = last_words(self.folder / str(local))
-        return Ended(code, words or _obituary(self.world.rank(local), code))
+        return Ended(code, words or _obituary(self.world.rank(local), code, out_of_memory))
 
 
 def decisive(codes: Mapping[int, int]) -> int:
@@ -211,6 +237,7 @@ def _started(command: Sequence[str], world: World, folder: Path) -> Iterator[Wor
         yield workers
     finally:
         workers.kill()
+        bury_orphans()
 
 
 @contextmanager
@@ -235,10 +262,13 @@ def _exit_code(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _obituary(rank: int, code: int) -> str:
+def _obituary(rank: int, code: int, out_of_memory: str) -> str:
     """For a process that could not say it itself."""
     if code == 0:
         return ""
+    if out_of_memory and code in (1, 128 + signal.SIGKILL):
+        whose = f"rank {rank}" if code > 1 else f"a process of rank {rank}"
+        return f"{whose} was killed: out of memory {out_of_memory}"
     if code == 128 + signal.SIGKILL:
         return f"rank {rank} was killed (SIGKILL): out of memory, or from outside"
     if code > 128:

@@ -7,6 +7,8 @@ of Kubernetes sets in every pod.
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 from caspi.errors import UserError
 from caspi.execution.agent import DEFAULTS, Alone, Meeting
@@ -41,6 +43,11 @@ def meeting_for(
     from caspi.training.rendezvous import Rendezvous
 
     return Rendezvous(name, _endpoint(endpoint), fewest, most, processes, _conf(conf or ""))
+
+
+def training_command(round_dir: Path) -> list[str]:
+    """What each training process runs."""
+    return [sys.executable, "-m", "caspi", "stage", "train", "--round-dir", str(round_dir)]
 
 
 def _nodes(text: str) -> tuple[int, int]:

@@ -67,12 +67,7 @@ async def transcribe_all(
     """
     left = iter(enumerate(items))
     answers: dict[int, Answer] = {}
-    async with httpx.AsyncClient(
-        base_url=_base(url),
-        timeout=TIMEOUT,
-        limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-        trust_env=False,
-    ) as client:
+    async with _client(url, concurrency) as client:
         form = await _form(client, model, language)
         workers = [asyncio.create_task(_work(client, form, left, answers, on_done)) for _ in range(concurrency)]
         try:
@@ -82,6 +77,25 @@ async def transcribe_all(
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
     return [answers[place] for place in sorted(answers)]
+
+
+async def check_serves(url: str, model: str, digest: str) -> None:
+    """ServerError unless the server is ready and has a model of that name and, where it says a digest (Caspi's own does
+    as soon as it has loaded), that one."""
+    async with _client(url, 1) as client:
+        await _send(client, "whether it is ready", lambda: client.build_request("GET", "/health"))
+        card = (await _cards(client, model))[model]
+        found = card.get("digest")
+        if found is not None and found != digest:
+            raise ServerError(
+                f'{client.base_url}: its "{model}" is another model (sha256:{found:.12}, not sha256:{digest:.12}): '
+                "the folder was changed after it was loaded; restart the server"
+            )
+
+
+def _client(url: str, connections: int) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    return httpx.AsyncClient(base_url=_base(url), timeout=TIMEOUT, limits=limits, trust_env=False)
 
 
 def _base(url: str) -> httpx.URL:
@@ -109,18 +123,23 @@ async def _work(
 
 async def _form(client: httpx.AsyncClient, model: str | None, language: str | None) -> dict[str, str]:
     """The fields that every request has. Only our own server gives raw output, and says so by `owned_by`."""
+    known = await _cards(client, model)
+    model = model or next(iter(known))
+    ours = known[model].get("owned_by") == "caspi"
+    form = {"model": model, "response_format": "verbose_json" if ours else "json", "temperature": "0"}
+    return form | ({"language": language} if language else {})
+
+
+async def _cards(client: httpx.AsyncClient, model: str | None) -> dict[str, dict[str, Any]]:
+    """What the server has, by name; ServerError when it has nothing, or not `model`."""
     response, _ = await _send(client, "what it serves", lambda: client.build_request("GET", "/v1/models"))
     cards = _json(response, client).get("data")
     known = {card["id"]: card for card in cards if isinstance(card, dict) and "id" in card} if cards else {}
     if not known or response.status_code != 200:
         raise ServerError(f"{client.base_url}: GET /v1/models names no model (status {response.status_code})")
-    if model is None:
-        model = next(iter(known))
-    elif model not in known:
+    if model is not None and model not in known:
         raise ServerError(f'{client.base_url}: no model "{model}"; it has {", ".join(known)}')
-    ours = known[model].get("owned_by") == "caspi"
-    form = {"model": model, "response_format": "verbose_json" if ours else "json", "temperature": "0"}
-    return form | ({"language": language} if language else {})
+    return known
 
 
 async def _transcribe(client: httpx.AsyncClient, form: dict[str, str], item: Item) -> Answer:

@@ -185,7 +185,9 @@ async def metrics(request: Request) -> Response:
 
 
 def _model_card(speech: Speech) -> dict[str, Any]:
-    return {"id": speech.name, "object": "model", "created": speech.created, "owned_by": "caspi"}
+    """OpenAI's, and once it has loaded the sha256 of the model folder: which model of that name this is."""
+    card = {"id": speech.name, "object": "model", "created": speech.created, "owned_by": "caspi"}
+    return card | ({"digest": speech.loaded.digest} if speech.loaded and speech.loaded.digest else {})
 
 
 def _ready(speech: Speech) -> Loaded:

@@ -16,6 +16,7 @@ from fastapi import Request
 
 from caspi.errors import CaspiError, UserError
 from caspi.families.base import SAMPLE_RATE, Clip, Hypothesis, Model
+from caspi.files import folder_digest
 from caspi.serving.metrics import Metrics
 from caspi.serving.queue import BatchLimits, MicroBatches, Overloaded
 from caspi.serving.refusals import Refused, overloaded
@@ -39,6 +40,8 @@ class Loaded:
     model: Model
     language: str | None = None
     context: str = ""
+    digest: str | None = None
+    """sha256 of the model folder as it was when it was loaded."""
 
 
 class Speech:
@@ -119,7 +122,7 @@ def load_model(folder: Path) -> Loaded:
     spec = card or bare or Qwen3AsrModel(family="qwen3-asr", base=base, language="English")
     model = family.load(folder, spec, torch.device("cuda" if on_gpu else "cpu"))
     context = spec.context if isinstance(spec, Qwen3AsrModel) else ""
-    return Loaded(model, card.language if card else None, context)
+    return Loaded(model, card.language if card else None, context, folder_digest(folder))
 
 
 def check(model: Model) -> None:

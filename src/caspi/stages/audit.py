@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
 from caspi.audit.gate import Decision, audit_inputs, decide
 from caspi.audit.leakage import Held, copies, same_audio
-from caspi.audit.listening import Heard, listen
+from caspi.audit.listening import Heard, listen, processes_for, read_heard, stretches
 from caspi.audit.sampling import choose, low_quality_share
 from caspi.audit.signals import characters_per_second, signal_problems, text_problems
+from caspi.corpus.audio import AudioReader
 from caspi.corpus.manifest import Utterance, read_manifest
 from caspi.corpus.roots import roots
 from caspi.corpus.text import normalise
@@ -23,6 +26,7 @@ from caspi.records.results import AuditResults, DomainAudit, Estimate, Finding
 from caspi.records.round_dir import RoundDir
 from caspi.spec import RoundSpec
 from caspi.spec.data import AuditCheck
+from caspi.stages.sharing import Board
 from caspi.stages.stage import Outcome, Stage
 
 FINGERPRINT_ALL = 20_000
@@ -43,18 +47,13 @@ def inputs(round_dir: RoundDir) -> Mapping[str, str]:
 
 
 def work(round_dir: RoundDir) -> Outcome:
-    spec, folder, export = round_dir.spec, round_dir.folder("audit"), round_dir.folder("export")
-    train = {one.id: one for one in read_manifest(export / "train.jsonl")}
-    held = {one.id: Held(one, "dev") for one in read_manifest(export / "eval.jsonl")}
-    for test_set in spec.benchmark.sets:
-        members = read_manifest(export / "sets" / f"{test_set.name}.jsonl")
-        held |= {one.id: Held(one, f"test set {test_set.name}") for one in members}
-    everything = [*train.values(), *(one.utterance for one in held.values())]
-
-    sampled = choose([*train.values()], spec.audit.sample, spec.seed)
-    decoded = {one.id for one in everything} if len(everything) <= FINGERPRINT_ALL else sampled | _alike(everything)
-    with progress("audit", len(everything), "clips") as bar:
-        heard = listen(everything, decoded, roots(spec, round_dir.data_root, export), bar.update)
+    spec, folder = round_dir.spec, round_dir.folder("audit")
+    clips = _clips(round_dir)
+    train, held, sampled = clips.train, clips.held, clips.sampled
+    board = Board(folder, inputs(round_dir))
+    board.open()
+    parts = _listen(round_dir, clips, board)
+    heard = {name: found for part in parts for name, found in read_heard(part)}
 
     findings = sorted(
         [*_sample_findings([train[name] for name in sorted(sampled)], heard), *_copies(train, held, heard)],
@@ -64,6 +63,7 @@ def work(round_dir: RoundDir) -> Outcome:
     with atomic(folder / "findings.jsonl") as file:
         file.writelines(json_line(finding.model_dump(mode="json")) for finding in findings)
     write_json(folder / "left_out.json", sorted(judged.left_out))
+    board.close()
     return Outcome(
         results=AuditResults(
             decision=judged.decision.decision,
@@ -81,7 +81,51 @@ def work(round_dir: RoundDir) -> Outcome:
     )
 
 
+def assist(round_dir: RoundDir) -> None:
+    """Listen to clips for the leader of this round, if it is at work on the same export."""
+    board = Board(round_dir.folder("audit"), inputs(round_dir))
+    if board.is_open:
+        _listen(round_dir, _clips(round_dir), board)
+
+
 STAGE = Stage(name="audit", inputs=inputs, work=work)
+
+
+@dataclass(frozen=True, slots=True)
+class _Clips:
+    """What is listened to."""
+
+    train: dict[str, Utterance]
+    held: dict[str, Held]
+    """Dev and the test sets."""
+    sampled: set[str]
+    """Ids of the audit's sample of `train`."""
+
+    def all(self) -> list[Utterance]:
+        return [*self.train.values(), *(one.utterance for one in self.held.values())]
+
+
+def _clips(round_dir: RoundDir) -> _Clips:
+    spec, export = round_dir.spec, round_dir.folder("export")
+    train = {one.id: one for one in read_manifest(export / "train.jsonl")}
+    held = {one.id: Held(one, "dev") for one in read_manifest(export / "eval.jsonl")}
+    for test_set in spec.benchmark.sets:
+        members = read_manifest(export / "sets" / f"{test_set.name}.jsonl")
+        held |= {one.id: Held(one, f"test set {test_set.name}") for one in members}
+    return _Clips(train, held, choose([*train.values()], spec.audit.sample, spec.seed))
+
+
+def _listen(round_dir: RoundDir, clips: _Clips, board: Board) -> list[Path]:
+    """Read every clip and decode those that are to be; the parts with what was heard."""
+    everything = clips.all()
+    few = len(everything) <= FINGERPRINT_ALL
+    decoded = {one.id for one in everything} if few else clips.sampled | _alike(everything)
+    tasks = stretches(everything, decoded, board.folder)
+    reader = AudioReader(roots(round_dir.spec, round_dir.data_root, round_dir.folder("export")))
+    with progress("audit", len(everything), "clips") as bar:
+        for name, _ in board.share(tasks, partial(listen, reader), processes_for(len(decoded))):
+            bar.update(len(tasks[name].clips))
+    return [task.part for task in tasks.values()]
 
 
 def _alike(utterances: Sequence[Utterance]) -> set[str]:

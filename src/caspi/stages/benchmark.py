@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -51,29 +51,21 @@ def work(round_dir: RoundDir) -> Outcome:
 def benchmark(round_dir: RoundDir, *, url: str | None = None, concurrency: int = CONCURRENCY) -> Outcome:
     """Benchmark the model of a round; with `url` through a server elsewhere that serves the same model."""
     folder, spec, read = round_dir.folder("benchmark"), round_dir.spec, inputs(round_dir)
-    utterances = [
-        (one.name, utterance)
-        for one in spec.benchmark.sets
-        for utterance in read_manifest(round_dir.folder("export") / "sets" / f"{one.name}.jsonl")
-    ]
+    utterances = tested(round_dir)
     answers = Answers(folder / "partial.jsonl", digest(read))
     left = [utterance for _, utterance in utterances if utterance.id not in answers.by_id]
     seconds = 0.0
     if left:
-        names = {one.name for one in spec.benchmark.sets}  # the training data may be elsewhere by now
-        reader = AudioReader(roots(spec, round_dir.data_root, round_dir.folder("export"), only=names))
         with _server(round_dir, url) as address:
-            begun = time.monotonic()
-            _transcribe(address, reader, left, answers, concurrency)
-            seconds = time.monotonic() - begun
+            seconds = ask(round_dir, address, left, answers.add, concurrency, done=len(answers.by_id))
 
-    predictions = [_prediction(name, utterance, answers.by_id[utterance.id]) for name, utterance in utterances]
-    predictions.sort(key=lambda prediction: (prediction["set"], prediction["id"]))
+    predictions = predictions_of(utterances, answers.by_id)
     with atomic(folder / "predictions.jsonl") as file:
         file.writelines(map(json_line, predictions))
     answers.forget()
     (folder / LOG).unlink(missing_ok=True)  # it was for a server that fails
     scores = score_predictions(predictions, spec.benchmark.profiles, spec.seed)
+    everyone = [answers.by_id[utterance.id] for _, utterance in utterances]
     return Outcome(
         results=BenchmarkResults(
             model=read["model"],
@@ -83,7 +75,7 @@ def benchmark(round_dir: RoundDir, *, url: str | None = None, concurrency: int =
             target_met=target_met(scores, spec.benchmark.profiles[0], spec.benchmark.target),
         ),
         outputs=["predictions.jsonl"],
-        figures=_figures([answers.by_id[utterance.id] for _, utterance in utterances], left, seconds, concurrency),
+        figures=figures(everyone, left, seconds, concurrency) | ({"server": url} if url else {}),
     )
 
 
@@ -132,24 +124,47 @@ def target_met(scores: Sequence[Score], profile: str, target: Target | None) -> 
     return 100 * average.wer.value <= target.at_most
 
 
+def tested(round_dir: RoundDir) -> list[tuple[str, Utterance]]:
+    """Every utterance of the test sets as exported, with the name of its set."""
+    folder = round_dir.folder("export") / "sets"
+    sets = [one.name for one in round_dir.spec.benchmark.sets]
+    return [(name, utterance) for name in sets for utterance in read_manifest(folder / f"{name}.jsonl")]
+
+
+def ask(
+    round_dir: RoundDir,
+    url: str,
+    utterances: Sequence[Utterance],
+    on_done: Callable[[Answer], None],
+    concurrency: int,
+    *,
+    done: int = 0,
+) -> float:
+    """Send the audio of test utterances to a server; how many seconds it took. `done` were answered before."""
+    names = {one.name for one in round_dir.spec.benchmark.sets}  # the training data may be elsewhere by now
+    reader = AudioReader(roots(round_dir.spec, round_dir.data_root, round_dir.folder("export"), only=names))
+    items = [Item(utterance.id, partial(reader.encoded, utterance.audio)) for utterance in utterances]
+    begun = time.monotonic()
+    with progress("benchmark", done + len(items), "utterances", initial=done) as bar:
+
+        def answered(answer: Answer) -> None:
+            on_done(answer)
+            bar.update()
+
+        asyncio.run(transcribe_all(url, items, concurrency=concurrency, on_done=answered))
+    return time.monotonic() - begun
+
+
 def _server(round_dir: RoundDir, url: str | None) -> AbstractContextManager[str]:
     if url:
         return nullcontext(url)
     return serve_process(round_dir.model, log=round_dir.folder("benchmark") / LOG)
 
 
-def _transcribe(
-    url: str, reader: AudioReader, utterances: Sequence[Utterance], answers: Answers, concurrency: int
-) -> None:
-    items = [Item(utterance.id, partial(reader.encoded, utterance.audio)) for utterance in utterances]
-    done = len(answers.by_id)
-    with progress("benchmark", done + len(items), "utterances", initial=done) as bar:
-
-        def on_done(answer: Answer) -> None:
-            answers.add(answer)
-            bar.update()
-
-        asyncio.run(transcribe_all(url, items, concurrency=concurrency, on_done=on_done))
+def predictions_of(utterances: Sequence[tuple[str, Utterance]], answers: Mapping[str, Answer]) -> list[dict[str, Any]]:
+    """The lines of predictions.jsonl, by set and id."""
+    predictions = [_prediction(name, utterance, answers[utterance.id]) for name, utterance in utterances]
+    return sorted(predictions, key=lambda prediction: (prediction["set"], prediction["id"]))
 
 
 def _prediction(name: str, utterance: Utterance, answer: Answer) -> dict[str, Any]:
@@ -166,7 +181,7 @@ def _prediction(name: str, utterance: Utterance, answer: Answer) -> dict[str, An
     return line | ({"error": answer.error} if answer.error else {})
 
 
-def _figures(
+def figures(
     answers: Sequence[Answer], transcribed: Sequence[Utterance], seconds: float, concurrency: int
 ) -> dict[str, Any]:
     """Latency of all requests; throughput of those of this run."""

@@ -35,7 +35,7 @@ def inputs(round_dir: RoundDir) -> Mapping[str, str]:
 
 def work(round_dir: RoundDir) -> Outcome:
     parent = _parent(round_dir)
-    baseline, candidate, alone = paired_lines(_predictions(parent), _predictions(round_dir))
+    baseline, candidate, alone = paired_lines(recorded_predictions(parent), recorded_predictions(round_dir))
     profiles = round_dir.spec.benchmark.profiles
     deltas = compare(baseline, candidate, profiles, round_dir.spec.seed)
     names = (parent.spec.round, round_dir.spec.round)
@@ -167,7 +167,8 @@ def _parent(round_dir: RoundDir) -> RoundDir:
     return parent
 
 
-def _predictions(round_dir: RoundDir) -> list[Line]:
+def recorded_predictions(round_dir: RoundDir) -> list[Line]:
+    """What the benchmark's record pins; UserError when the file is another one by now."""
     path = round_dir.folder("benchmark") / "predictions.jsonl"
     lines: list[Line] = [*read_json_lines(path)]
     if file_digest(path) != round_dir.succeeded("benchmark").outputs.get(path.name):

@@ -1,7 +1,7 @@
 """Export: sources -> manifests of train, dev and test sets, and a ledger that balances.
 
-Shards are indexed one by one into parts, each written once and atomically; the split sees only keys of them; then
-the manifests are written. Killed at any point and run again, it ends in the same bytes.
+Shards are indexed one by one into parts, by as many machines as help; the split sees only keys of them; then the
+manifests are written. Killed at any point and run again, it ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from caspi.corpus.materialise import Wanted, materialise
 from caspi.corpus.roots import EXPORT, identities, locate, places
 from caspi.corpus.sources import Shard, count, shards
 from caspi.corpus.split import EVAL, SHARED_TEXT, TRAIN, Labels, assign
-from caspi.corpus.workers import cores, spread
+from caspi.corpus.workers import cores
 from caspi.errors import StageFailed, UserError
 from caspi.files import atomic, json_line, read_json, write_json
 from caspi.progress import progress
@@ -30,6 +30,7 @@ from caspi.records.round_dir import RoundDir
 from caspi.spec import RoundSpec
 from caspi.spec.data import Expected
 from caspi.spec.models import Qwen3AsrModel
+from caspi.stages.sharing import Board
 from caspi.stages.stage import Outcome, Stage
 
 SERIAL_BYTES = 256 << 20
@@ -43,9 +44,12 @@ def inputs(round_dir: RoundDir) -> dict[str, str]:
 
 def work(round_dir: RoundDir) -> Outcome:
     spec, folder = round_dir.spec, round_dir.folder("export")
-    _adopt(folder, inputs(round_dir))
-    plans = _plans(round_dir)
-    _index([task for plan in plans for task in plan.tasks])
+    found = inputs(round_dir)
+    _adopt(folder, found)
+    board = Board(folder, found)
+    plans = _plans(round_dir, board.folder)
+    board.open()
+    _index([task for plan in plans for task in plan.tasks], board)
     collections = [Collection(plan.name, plan.where, [task.part for task in plan.tasks]) for plan in plans]
     sources, test_sets = collections[: len(spec.data.sources)], collections[len(spec.data.sources) :]
     _split(sources, spec)
@@ -55,8 +59,15 @@ def work(round_dir: RoundDir) -> Outcome:
     if spec.data.expected:
         check_expected(spec.data.expected, results)
     outputs = _write(sources, test_sets, results, spec, folder)
-    shutil.rmtree(folder / "parts")
+    board.close()
     return Outcome(results=results, outputs=outputs)
+
+
+def assist(round_dir: RoundDir) -> None:
+    """Index shards for the leader of this round, if it is at work on the same inputs."""
+    board = Board(round_dir.folder("export"), inputs(round_dir))
+    if board.is_open:
+        _index([task for plan in _plans(round_dir, board.folder) for task in plan.tasks], board)
 
 
 STAGE = Stage(name="export", inputs=inputs, work=work)
@@ -105,23 +116,23 @@ class _Plan:
 
 
 def _adopt(folder: Path, found: Mapping[str, str]) -> None:
-    """Go on with the parts and audio of an earlier run, if it had the same inputs; otherwise start over."""
+    """Go on with the audio of an earlier run, if it had the same inputs; otherwise start over."""
     for unfinished in folder.rglob(".*.part"):  # what a kill left of an atomic write
-        unfinished.unlink()
+        if not unfinished.parent.name.startswith("parts-"):  # an assistant may be at it
+            unfinished.unlink()
     marker = folder / ".inputs.json"
     try:
         same = read_json(marker) == found
     except UserError:
         same = False
     if not same:
-        for name in ("parts", "audio", "upstream", "nemo", "sets"):
+        for name in ("audio", "upstream", "nemo", "sets"):
             shutil.rmtree(folder / name, ignore_errors=True)
         write_json(marker, found)
 
 
-def _plans(round_dir: RoundDir) -> list[_Plan]:
-    spec, parts = round_dir.spec, round_dir.folder("export") / "parts"
-    plans = []
+def _plans(round_dir: RoundDir, parts: Path) -> list[_Plan]:
+    spec, plans = round_dir.spec, []
     for where, source in places(spec).items():
         place = locate(source, round_dir.data_root, where)
         found = shards(source, place)
@@ -130,24 +141,25 @@ def _plans(round_dir: RoundDir) -> list[_Plan]:
         if trains:
             subset = 1.0 if spec.data.subset is None else spec.data.subset
             rules = Rules(source.domain, spec.data.text, spec.data.keep, subset, spec.seed)
-        tasks = [_Task(shard, rules, parts / source.name / f"{n:05d}.jsonl") for n, shard in enumerate(found)]
+        tasks = [_Task(shard, rules, parts / f"{source.name}.{n:05d}.jsonl") for n, shard in enumerate(found)]
         plans.append(_Plan(source.name, where, found[0].root, tasks))
     return plans
 
 
-def _index(tasks: Sequence[_Task]) -> None:
-    missing = [task for task in tasks if not task.part.exists()]
-    counts = [count(task.shard) for task in missing]
-    total = None if None in counts else sum(number or 0 for number in counts)
-    size = sum(task.shard.path.stat().st_size for task in missing)
+def _index(tasks: Sequence[_Task], board: Board) -> None:
+    missing = {task.part.name: task for task in tasks if not task.part.exists()}
+    counts = {name: count(task.shard) for name, task in missing.items()}
+    total = None if None in counts.values() else sum(number or 0 for number in counts.values())
+    size = sum(task.shard.path.stat().st_size for task in missing.values())
     processes = 1 if size < SERIAL_BYTES else min(cores(), len(missing))
     with progress("export", total, "rows") as bar:
-        if processes == 1:
-            for task in missing:
-                index_shard(task.shard, task.rules, task.part, bar.update)
-        else:
-            for rows in spread(_index_one, missing, processes):
-                bar.update(rows)
+
+        def index_here(task: _Task) -> int:
+            index_shard(task.shard, task.rules, task.part, bar.update)
+            return 0  # the bar knows already
+
+        for name, rows in board.share(missing, index_here if processes == 1 else _index_one, processes):
+            bar.update(counts[name] or 0 if rows is None else rows)
 
 
 def _index_one(task: _Task) -> int:

@@ -17,8 +17,8 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
-from caspi.errors import CaspiError, Preempted, UserError
-from caspi.files import file_digest
+from caspi.errors import CaspiError, Preempted, StageFailed, UserError
+from caspi.files import file_digest, no_space_left
 from caspi.records.record import Circumstances, Record, StageName, write_record
 from caspi.records.round_dir import RoundDir
 
@@ -50,6 +50,10 @@ class Stage:
     """Idempotent and resumable: killed at any moment and called again, it ends in the same outputs."""
 
 
+class Occupied(UserError):
+    """Another process holds the lock of the round directory."""
+
+
 @contextmanager
 def alone(round_dir: RoundDir) -> Iterator[None]:
     """Hold the lock of a round directory: two runs of the same round at once would spoil each other's files."""
@@ -62,7 +66,7 @@ def alone(round_dir: RoundDir) -> Iterator[None]:
             if time.monotonic() > patience:
                 lock.seek(0)
                 owner = lock.read().strip() or "another process"
-                raise UserError(f"{owner} is at work on this round; wait for it or end it", where=str(round_dir.path))
+                raise Occupied(f"{owner} is at work on this round; wait for it or end it", where=str(round_dir.path))
             time.sleep(0.1)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}")
@@ -84,8 +88,16 @@ def perform(stage: Stage, round_dir: RoundDir) -> tuple[Record, bool]:
     Returns the record, and whether any work was done. A CaspiError leaves a failed record and is raised on;
     Preempted and UserError leave none: nothing is known yet about the stage itself.
     """
-    with alone(round_dir):
-        return _perform(stage, round_dir)
+    try:
+        with alone(round_dir):
+            return _perform(stage, round_dir)
+    except OSError as error:
+        if not no_space_left(error):
+            raise
+        raise StageFailed(
+            f"no space left on {error.filename or round_dir.path}: stage {stage.name} is not recorded; "
+            "free some space or enlarge the claim, then run the same again"
+        ) from None
 
 
 def _perform(stage: Stage, round_dir: RoundDir) -> tuple[Record, bool]:
@@ -126,8 +138,12 @@ def _perform(stage: Stage, round_dir: RoundDir) -> tuple[Record, bool]:
         raise
     except CaspiError as error:
         # by whichever rank fails: the leader may only have noticed that one is gone
-        write_record(folder / "record.json", record("failed", None, str(error)))
-        raise
+        try:
+            write_record(folder / "record.json", record("failed", None, str(error)))
+        except OSError as full:  # what the error may be about
+            if not no_space_left(full):
+                raise
+        raise error
     done = record("succeeded", outcome, None)
     if is_leader():
         write_record(folder / "record.json", done)
@@ -145,7 +161,7 @@ def _whole(folder: Path, record: Record) -> bool:
 
 
 def _git_revision() -> str | None:
-    """Of the checkout that this file lies in; None when it is installed from a wheel."""
+    """Of the checkout that this file lies in; of an installed wheel what CASPI_REVISION says, which images set."""
     try:
         run = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -155,7 +171,7 @@ def _git_revision() -> str | None:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("CASPI_REVISION")
     return run.stdout.strip()
 
 

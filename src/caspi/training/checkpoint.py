@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from caspi.errors import UserError
 from caspi.families.base import Model
-from caspi.files import file_digest, read_json, write_json, write_text
+from caspi.files import file_digest, no_space_left, read_json, write_json, write_text
 from caspi.records.results import DevScore
 
 ENGINE = "engine"
@@ -89,6 +89,8 @@ def save_checkpoint(folder: Path, state: State, model: Model, optimizer: Mapping
             seal(temporary, path)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if no_space_left(error):
+                raise
             raise UserError(
                 f"checkpoint of step {state.step} could not be written ({error}); "
                 "free some space and run the same command again, it goes on from the checkpoint before",
@@ -119,6 +121,15 @@ def read_checkpoint(path: Path, thorough: bool = False) -> Checkpoint | None:
         return Checkpoint(path, State.from_json(read_json(path / ENGINE / "state.json")))
     except (UserError, OSError, KeyError, TypeError, ValueError):
         return None
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The one that `latest` in the train folder points at, if it is whole: cheap, for telling where training stands."""
+    try:
+        name = (folder / "latest").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return read_checkpoint(folder / "checkpoints" / name)
 
 
 def newest_checkpoint(folder: Path, identity: str) -> Checkpoint | None:

@@ -18,10 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from caspi.corpus.manifest import Utterance
 from caspi.errors import Diverged, OutOfBudget, Preempted, StageFailed, UserError
 from caspi.families.base import Family, Model
+from caspi.files import no_space_left
 from caspi.records.results import Adapters, AverageScore, DevScore, PhaseResults, SourceSeen, TrainWarning
 from caspi.spec import ClusterSpec, RoundSpec
 from caspi.training.averaging import Average
@@ -30,6 +32,7 @@ from caspi.training.batches import check_fits
 from caspi.training.checkpoint import (
     Checkpoint,
     State,
+    latest_checkpoint,
     newest_checkpoint,
     prune,
     ranked,
@@ -102,24 +105,37 @@ class Trained:
 def train(work: Work, ranks: Processes) -> Trained:
     """Train to the end. Called again after any interruption, it goes on from the newest whole checkpoint.
 
-    Raises Preempted after SIGTERM (a checkpoint was saved), Diverged, OutOfBudget, or UserError before it starts.
+    Raises Preempted after SIGTERM (a checkpoint was saved), Diverged, OutOfBudget, StageFailed when the disk is full,
+    or UserError before it starts.
     """
     if not work.train:
         raise UserError("there is no utterance to train on; look at export/ledger.json for what was dropped, and why")
     if not work.dev:
         raise UserError("there is no dev utterance to score; raise data.split.eval")
-    with stop_requests() as stop:
-        run = Run(work, ranks, stop)
-        try:
-            for phase in run.phases:
-                run.train_phase(phase)
-            return run.trained()
-        except Diverged as error:
-            best = run.best()
-            kept = f"the best checkpoint is {best.path}" if best else "there is no checkpoint yet"
-            raise Diverged(f"{error}; {kept}") from None
-        finally:
-            run.close()
+    try:
+        with stop_requests() as stop:
+            return _train(Run(work, ranks, stop))
+    except (OSError, SafetensorError) as error:
+        if not no_space_left(error):
+            raise
+        last = latest_checkpoint(work.folder)
+        kept = f"the last checkpoint (step {last.step:,}) is whole" if last else "there is no checkpoint yet"
+        raise StageFailed(
+            f"no space left on {work.folder}: {kept}; free some space or enlarge the claim, then run the same again"
+        ) from None
+
+
+def _train(run: Run) -> Trained:
+    try:
+        for phase in run.phases:
+            run.train_phase(phase)
+        return run.trained()
+    except Diverged as error:
+        best = run.best()
+        kept = f"the best checkpoint is {best.path}" if best else "there is no checkpoint yet"
+        raise Diverged(f"{error}; {kept}") from None
+    finally:
+        run.close()
 
 
 class Run:

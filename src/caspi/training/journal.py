@@ -38,7 +38,7 @@ class Journal:
     ) -> None:
         """Go on after `step` of `total`, which took `spent` seconds so far."""
         self.watch, self.clock, self.spent = watch, clock, spent
-        self.every = max(1, total // LOGGED_STEPS)
+        self.total, self.every = total, max(1, total // LOGGED_STEPS)
         self.metrics = Metrics(folder / "metrics.jsonl", step) if ranks.leader else None
         trackers = cluster.track if ranks.leader else []
         self.tracking = Tracking(trackers, folder, spec.round, spec.model_dump(mode="json"))
@@ -59,7 +59,7 @@ class Journal:
             return
         speed, waited = self.clock.window()
         pace = {"utterances_per_second": round(speed, 2), "waited": round(waited, 4), "seconds": self.seconds()}
-        self.write({"kind": "train", "step": step, **values, **pace})
+        self.write({"kind": "train", "step": step, "steps": self.total, **values, **pace})
         self._show()
 
     def scored(self, dev: Sequence[DevScore], phase: str) -> None:
@@ -87,7 +87,7 @@ class Journal:
         if self.metrics:
             self.metrics.write(values)
             kind = values["kind"]
-            named = {f"{kind}/{name}": value for name, value in values.items() if name not in ("kind", "step")}
+            named = {f"{kind}/{name}": value for name, value in values.items() if name not in ("kind", "step", "steps")}
             self.tracking.log(named, values["step"])
 
     def close(self) -> None:

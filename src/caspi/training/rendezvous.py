@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousError,
@@ -35,6 +35,8 @@ LAST_CALL_SECONDS = 3.0  # one that comes later costs a restart from a checkpoin
 KEEP_ALIVE_SECONDS, KEEP_ALIVE_TRIES = 1, 5  # a node that is silent for so long has left
 STORE_SECONDS = 30.0
 LINGER_SECONDS = 15.0  # how long the one who offers the store waits until all have read how the work ended
+SILENT_SECONDS = 15.0  # nobody who is still at work says so: none of them is alive
+FINISH_SECONDS = 1800.0  # at most so long one that is done waits for others that are alive: the leader writes the model
 GONE = (RendezvousError, dist.DistError, OSError)
 
 
@@ -59,6 +61,9 @@ class Rendezvous:
         self.handler: DynamicRendezvousHandler | None = None
         self.offering = False
         self.nodes = 1
+        self.world: Store | None = None
+        """Of this meeting alone: nothing of an earlier one is in it."""
+        self.told = 0.0
 
     def join(self) -> World | Ended:
         """Meet until enough nodes are there. Ended when the work has, or when nobody came in time."""
@@ -79,7 +84,7 @@ class Rendezvous:
             else:
                 if not found.rank < found.world_size >= self.fewest:
                     continue  # a node left this world again before this one had seen it: the next one
-                self.nodes = found.world_size
+                self.nodes, self.world = found.world_size, found.store
                 address = found.bootstrap_store_info
                 assert address is not None, "of rank 0"
                 return World(
@@ -92,24 +97,45 @@ class Rendezvous:
         )
 
     def changed(self) -> bool:
-        assert self.handler is not None, "joined"
+        assert self.handler is not None and self.world is not None, "joined"
         try:
+            if time.monotonic() - self.told > KEEP_ALIVE_SECONDS:
+                self.world.add("at work", 1)
+                self.told = time.monotonic()
             return self.handler.num_nodes_waiting() > 0
         except GONE:
             self._let_go()
             return True
 
-    def end(self, ended: Ended) -> Ended:
-        """The first node that says how the work ended is believed."""
+    def end(self, ended: Ended) -> Ended | None:
+        """The first node that says how the work ended is believed. Success is said when all nodes have come to it;
+        None when they can't: one of them is gone."""
         if self.handler is None or self.place is None:
-            return ended
+            return ended if ended.code else None
         try:
+            if ended.code == 0 and not self._all_done():
+                return None
             code, line = json.loads(self.place.compare_set("ended", "", json.dumps([ended.code, ended.line])))
             self.handler.set_closed()
             self._part()
         except GONE:  # whoever offered the store has left: the others meet anew, and find out by themselves
-            return ended
+            return ended if ended.code else None
         return Ended(int(code), str(line))
+
+    def _all_done(self) -> bool:
+        """Wait for the other nodes; False when that is in vain. Also over when one of them says how all ended."""
+        assert self.handler is not None and self.world is not None, "joined"
+        began = heard = time.monotonic()
+        done, sign = self.world.add("done", 1), -1
+        while done < self.nodes and not self.handler.is_closed():
+            now, last = time.monotonic(), sign
+            sign = self.world.add("at work", 0)
+            heard = now if sign != last else heard
+            if self.handler.num_nodes_waiting() or now - heard > SILENT_SECONDS or now - began > FINISH_SECONDS:
+                return False
+            time.sleep(0.2)
+            done = self.world.add("done", 0)
+        return True
 
     def _connected(self) -> DynamicRendezvousHandler:
         address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0][4]
@@ -140,6 +166,7 @@ class Rendezvous:
     def _let_go(self) -> None:
         self.handler = None
         self.place = None
+        self.world = None
 
     def _said(self) -> Ended:
         """How another node said that the work ended."""
