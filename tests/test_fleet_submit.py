@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from caspi.errors import CaspiError, GateRefused
+from caspi.fleet import submit as submit_module
 from caspi.fleet.causes import Cause
 from caspi.fleet.diagnose import Diagnosis
 from caspi.fleet.helm import Release
@@ -243,3 +244,17 @@ def test_wait_ends_well_only_by_the_conditions() -> None:
     assert verdict(diagnosis("succeeded")) is None
     assert verdict(diagnosis("failed")) is not None
     assert isinstance(verdict(diagnosis("refused", Cause("gate-refused", "gate", "STOP"))), GateRefused)
+
+
+@pytest.mark.parametrize("rule", ["_passed_gate", "_waits_for_nobody"])
+def test_the_stories_find_the_faults_that_they_are_for(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the rule, some cut leaves a job that waits for a gate that has ended, or for none."""
+    monkeypatch.setattr(submit_module, rule, lambda *_: False)
+    failed = 0
+    for start in STARTS:
+        for killed_after in range(8):
+            try:
+                test_killed_anywhere_and_repeated_ends_the_same(start, killed_after)
+            except AssertionError:
+                failed += 1
+    assert failed >= 8

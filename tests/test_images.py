@@ -21,7 +21,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "images"
 NAMES = ("train", "launcher", "serve")
-EXTRAS = {"train": ["train", "tracking"], "launcher": ["cluster"]}
+EXTRAS = {"train": ["train", "cluster", "tracking"], "launcher": ["cluster"]}
 LOCKED = ROOT / "constraints.txt"
 PINS = {"train": LOCKED, "launcher": LOCKED, "serve": IMAGES / "serve/constraints.txt"}
 STEPS = sorted(path for path in (IMAGES / "steps").iterdir() if path.suffix == "" and path.is_file())

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from caspi.errors import UserError
 from caspi.execution.cgroup import Memory, memory, out_of_memory
 from caspi.execution.exporter import Membership, PodMetrics, export
+from caspi.execution.last_message import handed_on
 from caspi.execution.losses import FRUITLESS, Losses
 from caspi.execution.standing import standing
 from caspi.execution.starts import Deadline, Starts, read_starts
@@ -33,6 +34,7 @@ from caspi.records.record import Circumstances, Record, write_record
 from caspi.records.round_dir import RoundDir, create
 from caspi.spec import ClusterSpec, RoundSpec, parse
 from caspi.spec.values import HourlyPrice
+from tests.command import caspi
 from tests.ranks import free_port
 from tests.test_bad_input import GOOD
 from tests.test_elastic import listens
@@ -110,6 +112,19 @@ def test_without_a_round_it_says_so(tmp_path: Path) -> None:
     code, said = ran(missing, "end(0, '')")
     assert (code, said) == (2, f"{missing.path}: no round directory: it has no round.yaml\n")
     assert not missing.path.exists(), "nothing is written"
+
+
+def test_what_the_init_container_could_not_fetch(tmp_path: Path) -> None:
+    """`caspi fetch` ends with 0 there, and the worker with its code: else the operator starts pods anew for ever."""
+    round_dir, failure = made(tmp_path), tmp_path / "failure.json"
+    files = [f"--{name}={round_dir.path}/{name}.yaml" for name in ("round", "cluster")]
+    command = [*files, f"--runs={tmp_path}", "--digest", "0" * 64, f"--failure-to={failure}"]
+    assert caspi("fetch", *command).code == 0 and "000000000000" in failure.read_text()
+    code, said = ran(round_dir, "end(0, '')", CASPI_FETCH_FAILURE=str(failure))
+    assert code == 2 and "fetch: " in said and "000000000000" in said
+    with handed_on(failure):
+        pass
+    assert not failure.exists(), "a fetch that does well forgets it"
 
 
 def test_a_fault_is_told_too(tmp_path: Path) -> None:

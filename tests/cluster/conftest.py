@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.jobs import Setting
-from tests.cluster.kube import Kube, environment, make_namespace, run, table
+from tests.cluster.kube import HERE, Kube, environment, make_namespace, run, table
 
 MEASURED: list[tuple[str, str, str]] = []
 
@@ -45,8 +45,9 @@ def launcher_image() -> str:
 
 
 def _image(name: str) -> str:
-    """Built from this checkout and pushed to the cluster's registry; nothing is done when nothing changed."""
-    return os.environ.get(f"CASPI_{name.upper()}_IMAGE") or Path(f"/tmp/image-{name}").read_text().strip()
+    """Built from this checkout and pushed to the cluster's registry; seconds when little has changed."""
+    given = os.environ.get(f"CASPI_{name.upper()}_IMAGE")
+    return given or str(run(HERE / "image", name, seconds=1800).stdout).split()[-1]
 
 
 @pytest.fixture(scope="module")

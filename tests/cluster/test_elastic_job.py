@@ -80,7 +80,6 @@ def node_dies(job: Job) -> None:
 def test_disturbed_it_ends_the_same(
     fault: str,
     act: Callable[[Job], None],
-    limit: float,
     setting: Setting,
     undisturbed: Job,
     request: Any,

@@ -101,6 +101,8 @@ def test_the_launcher_prepares_without_torch(kube: Kube, rounds: Path, launcher_
     (rounds / "cluster.yaml").write_text("data_root: /rounds/rounds\n")
     small = rounds / "rounds/small.yaml"
     text = (HOUSE / "rounds/demo-r1.yaml").read_text()
+    for now, then in {"15%": "80%", "25%": "90%", "35%": "90%", "leave_out: []": "leave_out: [leaked]"}.items():
+        text = text.replace(now, then)  # whatever the data are, they may be trained on
     small.write_text(text.replace("{share: 100%, at_least: 200}", "{share: 1%, at_least: 20}"))
     digest = load_round(small).digest
     files = ["--round", "/rounds/rounds/small.yaml", "--cluster", "/rounds/cluster.yaml"]

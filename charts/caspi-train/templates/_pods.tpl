@@ -118,6 +118,7 @@ name: fetch
 args:
   - fetch
   {{- include "caspi-train.round-args" $root | nindent 2 }}
+  - --failure-to=/tmp/fetch-failure.json
 env:
   {{- include "caspi-train.env" $root | nindent 2 }}
   {{- with include "caspi-train.secret-env" (list "HF_TOKEN" $root.Values.secrets.huggingface) | trim }}{{ . | nindent 2 }}{{ end }}

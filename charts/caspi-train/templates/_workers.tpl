@@ -19,6 +19,8 @@ suspend: true
 
 {{- define "caspi-train.worker-env" -}}
 {{ include "caspi-train.env" . }}
+- name: CASPI_FETCH_FAILURE
+  value: /tmp/fetch-failure.json
 - name: HF_HUB_OFFLINE
   value: "1"
 - name: CASPI_DEADLINE

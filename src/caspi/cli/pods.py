@@ -75,16 +75,25 @@ def prepare(
 
 
 @app.command()
-def fetch(round: RoundFile, cluster: ClusterFile, runs: Runs, digest: Digest) -> None:
+def fetch(
+    round: RoundFile,
+    cluster: ClusterFile,
+    runs: Runs,
+    digest: Digest,
+    failure_to: Annotated[
+        Path | None,
+        typer.Option("--failure-to", help="Leave an error there for `caspi worker`, and end with 0."),
+    ] = None,
+) -> None:
     """Download what the training of a round starts from, once for all pods; then it needs no network.
 
     Example: caspi fetch --round round.yaml --cluster cluster.yaml --runs /rounds --digest 6493...
     """
     from caspi.execution.fetch import fetch as fetch_all
-    from caspi.execution.last_message import last_message
+    from caspi.execution.last_message import handed_on, last_message
     from caspi.execution.prepare import adopt, end_when_asked
 
-    with last_message():
+    with handed_on(failure_to) if failure_to else last_message():
         end_when_asked()
         _say(fetch_all(adopt(round, cluster, runs, digest)))
 

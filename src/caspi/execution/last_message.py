@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from caspi.errors import CaspiError, StageFailed
-from caspi.files import no_space_left
-from caspi.records.heartbeat import LastMessage
+from caspi.files import no_space_left, write_text
+from caspi.records.heartbeat import LastMessage, parse_last_message
 
 TERMINATION_LOG = Path("/dev/termination-log")
 
@@ -37,6 +37,27 @@ def last_message() -> Iterator[None]:
         line = f"a fault in Caspi, please report it: {traceback.format_exception_only(error)[-1].strip()}"
         leave(LastMessage(1, line))
         raise
+
+
+@contextmanager
+def handed_on(path: Path) -> Iterator[None]:
+    """Leave an error that ends this block in a file for the container that comes next, and go on as if all were well.
+
+    The training operator knows no exit code of an init container that fails: it would start pods anew for ever.
+    """
+    path.unlink(missing_ok=True)
+    try:
+        with last_message():
+            yield
+    except Exception as error:
+        code = error.exit_code if isinstance(error, CaspiError) else 1
+        print(error, file=sys.stderr)
+        write_text(path, LastMessage(code, f"fetch: {error}").text())
+
+
+def handed(path: Path) -> LastMessage | None:
+    """What the container before left there."""
+    return parse_last_message(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def leave(message: LastMessage) -> None:

@@ -59,6 +59,8 @@ class Settings:
     starts: int | None = None
     deadline: float | None = None
     metrics_port: int | None = None
+    fetch_failure: Path | None = None
+    """Where `caspi fetch --failure-to` has left its error, if it had one."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Settings:
@@ -82,6 +84,7 @@ class Settings:
             starts=number("CASPI_STARTS"),
             deadline=number("CASPI_DEADLINE"),
             metrics_port=number("CASPI_METRICS_PORT"),
+            fetch_failure=Path(environment["CASPI_FETCH_FAILURE"]) if "CASPI_FETCH_FAILURE" in environment else None,
         )
 
 
@@ -98,9 +101,13 @@ def run_worker(path: Path, environment: Mapping[str, str]) -> NoReturn:
         signal.signal(number, at_once)
     try:
         settings = Settings.of(environment)
-        round_dir = open_round(path)
-        log.open()
-        ended = _trained(round_dir, settings)
+        failed = last_message.handed(settings.fetch_failure) if settings.fetch_failure else None
+        if failed:
+            ended = Ended(failed.code, failed.line)
+        else:
+            round_dir = open_round(path)
+            log.open()
+            ended = _trained(round_dir, settings)
     except CaspiError as error:
         ended = Ended(error.exit_code, str(error))
     except OSError as error:
