@@ -99,6 +99,32 @@ def test_a_rank_that_hangs_is_named(act: str, rank: int, tmp_path: Path) -> None
     assert [size for size, _ in lives(tmp_path)] == [2, 2]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_node_that_is_cut_off_is_not_waited_for(curve: Curve, tmp_path: Path) -> None:
+    """A machine that is off ends no connection: its agent and its training processes are stopped, not killed."""
+    prepare(tmp_path)
+    port, slow = free_port(), {"seconds": 0.015, "hang_timeout": 300}
+    place = ("1:2", f"127.0.0.1:{port}")
+    with (
+        started(tmp_path, slow, *place) as host,
+        started(tmp_path, {**slow, "wait": "follow"}, *place) as follower,
+    ):
+        until(lambda: listens(port), host)
+        (tmp_path / "follow").touch()
+        until(lambda: step(tmp_path) >= 6 and len(lives(tmp_path)) >= 2, host, follower)
+        for pid in [*children(follower.pid), follower.pid]:
+            os.kill(pid, signal.SIGSTOP)
+        begun, before = time.monotonic(), len(lives(tmp_path))
+        until(lambda: len(lives(tmp_path)) > before and step(tmp_path) > lives(tmp_path)[-1][1], host)
+        seconds = time.monotonic() - begun
+        follower.kill()  # the machine comes back too late
+        assert host.wait(PATIENCE) == 0
+    print(f"silent to the next step of the other: {seconds:.1f} s")
+    assert seconds < 60, "long before the rank is found to hang"
+    assert_same(curve_of(tmp_path), curve)
+
+
 # --- what the agent says, with real training processes
 
 
@@ -491,6 +517,10 @@ def lost(agent: Agent, folder: Path, *others: Agent) -> float:
     until(lambda: len(lives(folder)) > begun and path.stat().st_ino != before, *others)
     until(lambda: step(folder) > lives(folder)[-1][1], *others)
     return time.monotonic() - clock
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def listens(port: int) -> bool:

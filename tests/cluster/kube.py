@@ -163,6 +163,8 @@ def make_claim(kube: Kube, name: str, megabytes: int | None = None) -> Path:
             "spec": {**access, "resources": {"requests": size}, "volumeName": volume},
         },
     )
+    # a pod that is made before it is bound may wait for minutes in the scheduler's back row
+    kube.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", f"pvc/{name}", "--timeout=60s")
     return folder
 
 

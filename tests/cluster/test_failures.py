@@ -15,10 +15,17 @@ from typing import Any
 import pytest
 
 from tests.cluster.jobs import NAME, POD, ROUND, Job, Setting, fill, submit
-from tests.cluster.kube import Kube, last_step, metric_steps, remove_folder, run, until
+from tests.cluster.kube import CASPI, Kube, last_step, metric_steps, remove_folder, run, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 Row = list[tuple[str, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _cancelled(setting: Setting) -> Iterator[None]:
+    """A test that fails leaves nothing for the next one to stumble over."""
+    yield
+    run(CASPI, "cancel", NAME, "--namespace", setting.kube.namespace, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +106,7 @@ def test_the_gate_asks_for_a_signature(setting: Setting, measured: Row, tmp_path
     line = job.says("CAUTION", "--approve-audit")
     note(measured, "gate says CAUTION", line)
     assert setting.kube.condition("pytorchjob", NAME) == "Suspended" and not setting.kube.workers(NAME)
-    audit = line.split("--approve-audit")[1].split()[0].strip("\"',;")
+    audit = line.split("--approve-audit")[1].split()[0].strip("`")
     signed = ["--approve-by", "Dana Levi", "--approve-reason", "it is a test", "--approve-audit", audit]
     submit(setting, cluster, folder, *signed, file=doubtful)
     job.reaches(1)

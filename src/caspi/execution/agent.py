@@ -55,6 +55,10 @@ class Meeting(Protocol):
     def changed(self) -> bool:
         """Whether the world is no longer what it was: a node waits to join, or the meeting place is gone."""
 
+    def lost(self) -> bool:
+        """Whether a node of the world has fallen silent: no exchange with it will ever end. Ask all the time: it also
+        tells the others that this node is alive."""
+
     def end(self, ended: Ended) -> Ended | None:
         """Tell the other nodes that all work has ended, and how; the first to say it is believed by all.
 
@@ -76,6 +80,9 @@ class Alone:
         return World(self.name, 0, 1, self.processes, "127.0.0.1", port)
 
     def changed(self) -> bool:
+        return False
+
+    def lost(self) -> bool:
         return False
 
     def end(self, ended: Ended) -> Ended:
@@ -151,6 +158,8 @@ def _run(
         patience: float | None = None
         while workers.running() and not workers.failed():
             time.sleep(POLL_SECONDS)
+            if meeting.lost():
+                return Ended(RETRY, "a node is silent; going on with the others from the last checkpoint")
             if patience is None and (asked.times or meeting.changed() or around.due()):
                 workers.ask_to_stop()
                 patience = time.monotonic() + grace

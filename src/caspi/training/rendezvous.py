@@ -35,6 +35,7 @@ LAST_CALL_SECONDS = 3.0  # one that comes later costs a restart from a checkpoin
 KEEP_ALIVE_SECONDS, KEEP_ALIVE_TRIES = 1, 5  # a node that is silent for so long has left
 STORE_SECONDS = 30.0
 LINGER_SECONDS = 15.0  # how long the one who offers the store waits until all have read how the work ended
+LOST_SECONDS = 8.0  # a node whose agent says nothing for so long is off, or cut off: nobody else would tell
 SILENT_SECONDS = 15.0  # nobody who is still at work says so: none of them is alive
 FINISH_SECONDS = 1800.0  # at most so long one that is done waits for others that are alive: the leader writes the model
 GONE = (RendezvousError, dist.DistError, OSError)
@@ -60,10 +61,13 @@ class Rendezvous:
         self.place: TCPStore | None = None
         self.handler: DynamicRendezvousHandler | None = None
         self.offering = False
-        self.nodes = 1
+        self.nodes, self.node = 1, 0
+        self.watched = range(0)
         self.world: Store | None = None
         """Of this meeting alone: nothing of an earlier one is in it."""
         self.told = 0.0
+        self.heard: dict[int, tuple[bytes, float]] = {}
+        """What each node that this one watches said last, and when that was new."""
 
     def join(self) -> World | Ended:
         """Meet until enough nodes are there. Ended when the work has, or when nobody came in time."""
@@ -85,6 +89,8 @@ class Rendezvous:
                 if not found.rank < found.world_size >= self.fewest:
                     continue  # a node left this world again before this one had seen it: the next one
                 self.nodes, self.world = found.world_size, found.store
+                self.watched = range(1, self.nodes) if found.rank == 0 else range(1)
+                self.node, self.heard = found.rank, {}
                 address = found.bootstrap_store_info
                 assert address is not None, "of rank 0"
                 return World(
@@ -97,15 +103,39 @@ class Rendezvous:
         )
 
     def changed(self) -> bool:
-        assert self.handler is not None and self.world is not None, "joined"
+        if self.handler is None or self.world is None:
+            return True
         try:
-            if time.monotonic() - self.told > KEEP_ALIVE_SECONDS:
-                self.world.add("at work", 1)
-                self.told = time.monotonic()
             return self.handler.num_nodes_waiting() > 0
         except GONE:
             self._let_go()
             return True
+
+    def lost(self) -> bool:
+        """Whether another node is silent. Node 0 watches all, and all watch node 0: who loses it breaks the exchange
+        for the rest. Also says that this node is alive, so it is to be asked all the time."""
+        if self.world is None or time.monotonic() - self.told < KEEP_ALIVE_SECONDS:
+            return False
+        try:
+            self.world.add("at work", 1)
+            return self._silent()
+        except GONE:
+            self._let_go()
+            return False
+
+    def _silent(self) -> bool:
+        assert self.world is not None, "joined"
+        self.told = now = time.monotonic()
+        self.world.add(f"alive {self.node}", 1)
+        if not self.heard:
+            for node in self.watched:
+                self.world.add(f"alive {node}", 0)  # from now on there is something to get
+            self.heard = dict.fromkeys(self.watched, (b"", now))
+        signs = self.world.multi_get([f"alive {node}" for node in self.watched]) if self.heard else []
+        for node, sign in zip(self.watched, signs, strict=True):
+            if sign != self.heard[node][0]:
+                self.heard[node] = (sign, now)
+        return any(now - when > LOST_SECONDS for _, when in self.heard.values())
 
     def end(self, ended: Ended) -> Ended | None:
         """The first node that says how the work ended is believed. Success is said when all nodes have come to it;
@@ -131,6 +161,8 @@ class Rendezvous:
             now, last = time.monotonic(), sign
             sign = self.world.add("at work", 0)
             heard = now if sign != last else heard
+            if now - self.told > KEEP_ALIVE_SECONDS:
+                self._silent()  # the others have to know that this one is alive
             if self.handler.num_nodes_waiting() or now - heard > SILENT_SECONDS or now - began > FINISH_SECONDS:
                 return False
             time.sleep(0.2)
