@@ -14,8 +14,11 @@ from tests.cluster.kube import CASPI, HERE, HOUSE, Kube, give, last_step, make_c
 ROUND = HERE / "rounds/elastic.yaml"
 NAME = "elastic"
 POD = {"cpu": 1, "memory": "2GiB", "shm": "64MiB"}
-SMALL = {"preparation": {"resources": {"cpu": "500m", "memory": "2Gi"}}}
-"""For nodes with two cores."""
+SMALL = {
+    "preparation": {"resources": {"cpu": "500m", "memory": "2Gi"}},
+    "retries": {"restarts": 1, "starts": 2},
+}
+"""For nodes with two cores, and no patience with what fails every time."""
 
 
 @dataclass(frozen=True, slots=True)
