@@ -131,7 +131,7 @@ def test_workers_get_the_variables_that_the_entrypoint_reads() -> None:
         for name in re.findall(r'"(CASPI_[A-Z_]+)"', path.read_text("utf-8"))
     }
     assert given <= read_there
-    assert given == {"CASPI_DEADLINE", "CASPI_STARTS", "CASPI_METRICS_PORT"}
+    assert given == {"CASPI_DEADLINE", "CASPI_STARTS", "CASPI_METRICS_PORT", "CASPI_FETCH_FAILURE"}
 
 
 @pytest.mark.parametrize("path", sorted((HERE / "caspi-train/golden").iterdir()), ids=lambda path: path.stem)

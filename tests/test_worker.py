@@ -377,8 +377,9 @@ def test_a_rank_that_runs_out_of_memory(what: str, line: str, tmp_path: Path) ->
     counters = f"import caspi.execution.cgroup as c; c.memory.__defaults__ = (Path({str(group)!r}),)"
     patched = POD.replace("worker.run_worker(", f"{counters}\nworker.run_worker(")
     rank = f"Path({str(group / 'memory.events')!r}).write_text('oom_kill 1\\n')\n{what}"
-    _, said = ran(made(tmp_path), rank, program=patched, PET_MAX_RESTARTS="0")
+    code, said = ran(made(tmp_path), rank, program=patched, PET_MAX_RESTARTS="0")
     assert line in said
+    assert code < 128, "a new pod has the same limit"
 
 
 # --- what is said

@@ -143,6 +143,8 @@ def _trained(round_dir: RoundDir, settings: Settings) -> Ended:
     meeting = meeting or Alone(round_dir.path.name, 1)
     with _watched(pod, folder, settings.metrics_port):
         ended = run_agent(training_command(round_dir.path), meeting, settings.restarts, around=pod)
+    if ended.code > 128 and pod.out_of_memory():
+        ended = Ended(StageFailed.exit_code, ended.line)  # a new pod has the same limit
     pod.ended(ended)
     return ended
 
