@@ -42,7 +42,7 @@ demo-ctc demo-parakeet: demo-%:
 	$(BIN)/caspi run rounds/demo-$*.yaml --cluster clusters/laptop.yaml
 	@$(BIN)/caspi status demo-$*
 
-test: setup check ## lint, types, import contracts, then every test (about 8 minutes)
+test: setup check ## lint, types, import contracts, then every test (about 12 minutes)
 	$(BIN)/pytest -m "not browser and not slow and not cluster" --durations=10
 
 check: setup     ## ruff, mypy, import-linter, generated files up to date (1 minute)
