@@ -11,6 +11,7 @@ from pathlib import Path
 
 from caspi.errors import CaspiError, StageFailed
 from caspi.files import no_space_left, write_text
+from caspi.launched import Ended
 from caspi.records.heartbeat import LastMessage, parse_last_message
 
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -24,19 +25,25 @@ def last_message() -> Iterator[None]:
     """
     try:
         yield
-    except CaspiError as error:
-        leave(LastMessage(error.exit_code, str(error)))
-        raise
     except Exception as error:
-        if isinstance(error, OSError) and no_space_left(error):
-            full = StageFailed(
-                f"no space left on {error.filename or 'a disk'}; free some space or enlarge the claim, then run again"
-            )
-            leave(LastMessage(full.exit_code, str(full)))
-            raise full from None
-        line = f"a fault in Caspi, please report it: {traceback.format_exception_only(error)[-1].strip()}"
-        leave(LastMessage(1, line))
+        ended = ended_by(error)
+        leave(LastMessage(ended.code, ended.line))
+        if ended.code == StageFailed.exit_code and not isinstance(error, CaspiError):
+            raise StageFailed(ended.line) from None
         raise
+
+
+def ended_by(error: Exception, place: object = "a disk", again: str = "run again") -> Ended:
+    """The exit code and the line of an error that ends a pod's work. `place` is what is full where the error names no
+    file, `again` what to do when there is room."""
+    if isinstance(error, CaspiError):
+        return Ended(error.exit_code, str(error))
+    if isinstance(error, OSError) and no_space_left(error):
+        where = error.filename or place
+        return Ended(
+            StageFailed.exit_code, f"no space left on {where}; free some space or enlarge the claim, then {again}"
+        )
+    return Ended(1, f"a fault in Caspi, please report it: {traceback.format_exception_only(error)[-1].strip()}")
 
 
 @contextmanager
@@ -50,9 +57,9 @@ def handed_on(path: Path) -> Iterator[None]:
         with last_message():
             yield
     except Exception as error:
-        code = error.exit_code if isinstance(error, CaspiError) else 1
-        print(error, file=sys.stderr)
-        write_text(path, LastMessage(code, f"fetch: {error}").text())
+        ended = ended_by(error)
+        print(ended.line, file=sys.stderr)
+        write_text(path, LastMessage(ended.code, f"fetch: {ended.line}").text())
 
 
 def handed(path: Path) -> LastMessage | None:

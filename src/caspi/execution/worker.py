@@ -22,7 +22,7 @@ from threading import Event, Thread
 from types import FrameType
 from typing import NoReturn
 
-from caspi.errors import CaspiError, Preempted, StageFailed, Unanswered, UserError
+from caspi.errors import Preempted, StageFailed, Unanswered, UserError
 from caspi.execution import last_message
 from caspi.execution.agent import Alone, run_agent
 from caspi.execution.cgroup import Memory, memory, out_of_memory
@@ -32,7 +32,6 @@ from caspi.execution.nodes import meeting_for, training_command
 from caspi.execution.standing import heartbeats, newest, standing
 from caspi.execution.starts import Deadline, Starts, deadline, read_starts, write_starts
 from caspi.execution.surroundings import OnDisk, is_trained
-from caspi.files import no_space_left
 from caspi.launched import Ended, World
 from caspi.records.heartbeat import LastMessage
 from caspi.records.round_dir import RoundDir, open_round
@@ -108,17 +107,11 @@ def run_worker(path: Path, environment: Mapping[str, str]) -> NoReturn:
             round_dir = open_round(path)
             log.open()
             ended = _trained(round_dir, settings)
-    except CaspiError as error:
-        ended = Ended(error.exit_code, str(error))
-    except OSError as error:
-        if not no_space_left(error):
-            ended = _fault(error)
-        else:
-            where = error.filename or path
-            line = f"no space left on {where}; free some space or enlarge the claim, then submit again"
-            ended = Ended(StageFailed.exit_code, line)
     except Exception as error:  # whatever it is, the pod's status has to say it
-        ended = _fault(error)
+        ended = last_message.ended_by(error, path, "submit again")
+        if ended.code == 1:
+            traceback.print_exception(error)
+            sys.stderr.flush()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # it ends, with a code that says more
     os._exit(leave(ended))  # torch takes seconds to tidy up, which nobody needs
@@ -231,12 +224,6 @@ def _leave(folder: Path, log: LogCopy, ended: Ended) -> int:
     last_message.leave(LastMessage(ended.code, ended.line, standing(folder).step, checkpoint))
     log.close()
     return exit_code(ended.code)
-
-
-def _fault(error: Exception) -> Ended:
-    traceback.print_exception(error)
-    sys.stderr.flush()
-    return Ended(1, f"a fault in Caspi, please report it: {type(error).__name__}: {error}")
 
 
 def _say(line: str) -> None:
