@@ -496,7 +496,7 @@ def test_a_port_that_is_taken_does_not_stop_training(tmp_path: Path) -> None:
 
 def test_the_copy_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "pod.log"
-    copied(path, [f"line {number:05d}\n" for number in range(50_000)], most=200_000)
+    copied(path, [f"line {number:05d}\n" for number in range(50_000)], most=200_000, linger=50.0)
     both = path.with_name("pod.log.1").read_text() + path.read_text()
     assert path.stat().st_size <= 200_000 and 100_000 < path.with_name("pod.log.1").stat().st_size <= 200_000
     assert both.endswith("line 49999\n") and both == "".join(f"line {n:05d}\n" for n in range(50_000))[-len(both) :]
