@@ -65,6 +65,13 @@ class LogCopy:
     def _write(self) -> None:
         log = self.kept[1]
         while (piece := self.pieces.get()) is not None:
+            # what waits goes in one write: opening the file for each line is slower than printing it
+            while len(piece) < 65_536 and not self.pieces.empty():
+                more = self.pieces.get()
+                if more is None:
+                    self.pieces.put(None)  # the end is for the next turn
+                    break
+                piece += more
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 if self.path.exists() and self.path.stat().st_size + len(piece) > self.most:
