@@ -1,6 +1,6 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need, once, in .venv.
 PYTHON ?= python3.11
-EXTRAS ?= train,cluster,tracking,dev
+EXTRAS ?= train,cluster,pipelines,tracking,dev
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := uv==0.13.8
@@ -43,7 +43,7 @@ demo-ctc demo-parakeet: demo-%:
 	@$(BIN)/caspi status demo-$*
 
 test: setup check ## lint, types, import contracts, then every test (about 12 minutes)
-	$(BIN)/pytest -m "not browser and not slow and not cluster" --durations=10
+	$(BIN)/pytest -m "not browser and not slow and not cluster and not gitops" --durations=10
 
 check: setup     ## ruff, mypy, import-linter, generated files up to date (1 minute)
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Locks: one round, pinned by digests, for GitOps."""
