@@ -169,7 +169,7 @@ def _not_begun(pod: Object, look: Snapshot) -> Said:
         ):
             return _no_image(pod, look, status["image"], reason, message)
         if reason == "CreateContainerConfigError":
-            return _no_config(look, message)
+            return _no_config(pod, look, message)
         if reason == "CrashLoopBackOff":
             said = container_end(pod, look, status)
             return said or ("crash-loop", f"{status['name']} ends again and again: {one_line(message)}", True)
@@ -203,12 +203,13 @@ def _no_image(pod: Object, look: Snapshot, image: str, reason: str, message: str
     return "image-pull", f"image {image} can't be pulled ({reason}): {why}", True
 
 
-def _no_config(look: Snapshot, message: str) -> Said:
+def _no_config(pod: Object, look: Snapshot, message: str) -> Said:
     if match := re.search(r'secret "([^"]+)" not found', message):
+        literals = " ".join(f"--from-literal={key}=..." for key in _keys_wanted(pod, match[1]))
         return (
             "secret-missing",
             f"there is no Secret {match[1]} in {look.namespace}: kubectl create secret generic {match[1]} "
-            f"-n {look.namespace} --from-literal=KEY=...; the pod goes on by itself",
+            f"-n {look.namespace} {literals or '--from-literal=KEY=...'}; the pod goes on by itself",
             True,
         )
     if match := re.search(r"couldn't find key (\S+) in Secret (\S+)", message):
@@ -218,6 +219,17 @@ def _no_config(look: Snapshot, message: str) -> Said:
             True,
         )
     return "container-config", one_line(message), True
+
+
+def _keys_wanted(pod: Object, secret: str) -> list[str]:
+    """The keys of a Secret that a pod's variables come from."""
+    containers = [*pod["spec"].get("initContainers", []), *pod["spec"].get("containers", [])]
+    references = [
+        variable.get("valueFrom", {}).get("secretKeyRef", {})
+        for container in containers
+        for variable in container.get("env", [])
+    ]
+    return sorted({one["key"] for one in references if one.get("name") == secret})
 
 
 def _not_mounted(pod: Object, look: Snapshot) -> Said:
