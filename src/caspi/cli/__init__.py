@@ -16,7 +16,7 @@ from caspi.cli import rounds  # noqa: F401  registers the commands, in this orde
 
 # isort: split
 
-from caspi.cli import cluster, pods  # noqa: F401
+from caspi.cli import cluster, locks, pods  # noqa: F401
 from caspi.cli.options import app, end
 from caspi.errors import CaspiError, UserError
 from caspi.launched import tell_agent
