@@ -24,7 +24,7 @@ from tests.test_bad_input import GOOD
 
 HOUSE = Path(__file__).parents[1]
 COMMANDS = ["init", "plan", "doctor", "run", "stage", "benchmark", "approve", "serve", "report", "preview", "push"]
-COMMANDS += ["status", "submit", "logs", "cancel", "worker", "prepare", "fetch"]
+COMMANDS += ["status", "submit", "logs", "cancel", "lock", "verify-locks", "flux", "worker", "prepare", "fetch"]
 
 
 def test_help_lists_the_commands() -> None:
@@ -138,6 +138,26 @@ def test_status_tells_running_from_stopped(tmp_path: Path) -> None:
     with (round_dir.path / ".lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert re.search(r"train\s+running\s+at step 7", caspi("status", str(round_dir.path)).out)
+
+
+def test_status_says_what_training_has_cost(tmp_path: Path) -> None:
+    """By the price in the cluster file; the forecast once there is one; nothing where there is no price."""
+    limited = {**GOOD, "train": {**GOOD["train"], "stop": {"cost": "60 USD"}}}
+    two = {"gpus_per_node": 2, "gpu": {"product": "A100", "memory": "40GiB", "price": "1.60 USD/h"}}
+    priced = create(tmp_path, parse(limited, RoundSpec, "good"), parse(two, ClusterSpec, "two"), tmp_path)
+    lines = ['{"kind": "train", "step": 50, "loss": 1.5, "seconds": 900.0}']
+    write_text(priced.folder("train") / "metrics.jsonl", "\n".join(lines))
+    assert "at step 50, loss 1.500, spent 0.80 USD of 60.00 at most\n" in caspi("status", str(priced.path)).out
+    forecast = {"kind": "forecast", "step": 100, "seconds": 1800.0, "total_seconds": 3600.0}
+    lines.append(json.dumps({**forecast, "cost": 3.2, "currency": "USD"}))
+    write_text(priced.folder("train") / "metrics.jsonl", "\n".join(lines))
+    assert "spent 1.60 USD of 60.00 at most, 1:00 h in all, 3.20 USD" in caspi("status", str(priced.path)).out
+    (told,) = json.loads(caspi("status", str(priced.path), "--json").out)
+    assert told["cost"] == {"spent": 1.6, "forecast": 3.2, "limit": 60.0, "currency": "USD"}
+    free = create(tmp_path, parse({**GOOD, "round": "free"}, RoundSpec, "good"), ClusterSpec(), tmp_path)
+    write_text(free.folder("train") / "metrics.jsonl", lines[0])
+    assert "loss 1.500\n" in caspi("status", str(free.path)).out
+    assert json.loads(caspi("status", str(free.path), "--json").out)[0]["cost"] is None
 
 
 def test_exit_codes_are_in_the_docs() -> None:

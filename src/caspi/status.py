@@ -12,7 +12,7 @@ from caspi.records.round_dir import RoundDir
 
 
 def describe(round_dir: RoundDir) -> dict[str, Any]:
-    """Stable names: round, spec, path, model, stages: {name: {status, seconds, summary, error}}, next."""
+    """Stable names: round, spec, path, model, stages: {name: {status, seconds, summary}}, cost, next."""
     stages: dict[str, Any] = {}
     for name in STAGES:
         if name == "compare" and not round_dir.spec.parent:
@@ -30,6 +30,7 @@ def describe(round_dir: RoundDir) -> dict[str, Any]:
         "path": str(round_dir.path),
         "model": str(round_dir.model) if round_dir.model.is_dir() else None,
         "stages": stages,
+        "cost": _cost(round_dir),
         "next": _next(round_dir),
     }
 
@@ -68,7 +69,9 @@ def summary(record: Record) -> str:
             train = TrainResults.model_validate(values)
             stopped = f"; stopped early: {train.stopped}" if train.stopped else ""
             warned = f"; warned of: {', '.join(one.name for one in train.warnings)}" if train.warnings else ""
-            return f"{train.steps:,} steps, dev WER {train.chosen_wer:.3f} {_chosen(train)}{stopped}{warned}"
+            cost = record.circumstances.figures.get("cost")
+            paid = f", {cost}" if cost else ""
+            return f"{train.steps:,} steps, dev WER {train.chosen_wer:.3f} {_chosen(train)}{paid}{stopped}{warned}"
         case "benchmark":
             scores = BenchmarkResults.model_validate(values).scores
             profile = scores[0].profile
@@ -125,8 +128,36 @@ def _progress(round_dir: RoundDir) -> str | None:
         line = of["forecast"][-1]
         cost = f", {line['cost']:.2f} {line['currency']}" if "cost" in line else ""
         forecast = f", {_duration(line['total_seconds'])} in all{cost} (forecast)"
+    budget = ""
+    if money := _cost(round_dir):
+        limit = f" of {money['limit']:.2f} at most" if money["limit"] else ""
+        budget = f", spent {money['spent']:.2f} {money['currency']}{limit}"
     warned = f"; warned of: {', '.join(line['name'] for line in of['warning'])}" if of["warning"] else ""
-    return f"at step {lines[-1]['step']:,}{loss}{forecast}{warned}"
+    return f"at step {lines[-1]['step']:,}{loss}{budget}{forecast}{warned}"
+
+
+def _cost(round_dir: RoundDir) -> dict[str, Any] | None:
+    """What training has cost so far, by the price in the cluster file; None without one, or before training.
+
+    Stable names: spent, forecast (None for the first 100 steps), limit (`train.stop.cost`), currency.
+    """
+    gpu = round_dir.cluster.gpu
+    lines = metric_lines(round_dir.folder("train") / "metrics.jsonl")
+    seconds = [line["seconds"] for line in lines if isinstance(line.get("seconds"), int | float)]
+    if gpu is None or gpu.price is None or not seconds:
+        return None
+    priced = [line for line in lines if line["kind"] == "forecast" and line.get("currency") == gpu.price.currency]
+    if priced and priced[-1]["total_seconds"]:  # of as many GPUs as there were when it was made
+        a_second = priced[-1]["cost"] / priced[-1]["total_seconds"]
+    else:
+        a_second = gpu.price.amount * round_dir.cluster.world_size / 3600
+    limit = round_dir.spec.train.stop.cost
+    return {
+        "spent": round(seconds[-1] * a_second, 2),
+        "forecast": priced[-1]["cost"] if priced else None,
+        "limit": limit.amount if limit else None,
+        "currency": gpu.price.currency,
+    }
 
 
 def _chosen(train: TrainResults) -> str:
