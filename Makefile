@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-engine test-browser chaos generate charts images image-pins cluster-up cluster-down cluster-env test-cluster constraints bench bench-train clean
+.PHONY: help setup demo test check test-engine test-browser chaos generate charts images image-pins cluster-up cluster-down cluster-env test-cluster test-gitops test-flux test-kfp pipelines pipeline-demo constraints bench bench-train clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,7 @@ demo-ctc demo-parakeet: demo-%:
 	@$(BIN)/caspi status demo-$*
 
 test: setup check ## lint, types, import contracts, then every test (about 12 minutes)
-	$(BIN)/pytest -m "not browser and not slow and not cluster and not gitops" --durations=10
+	$(BIN)/pytest -m "not browser and not slow and not cluster and not gitops and not flux and not kfp" --durations=10
 
 check: setup     ## ruff, mypy, import-linter, generated files up to date (1 minute)
 	$(BIN)/ruff check .
@@ -55,13 +55,20 @@ check: setup     ## ruff, mypy, import-linter, generated files up to date (1 min
 test-browser: setup ## the report in headless Chromium (needs Debian's chromium)
 	$(BIN)/pytest -m browser
 
-test-engine: setup ## the engine's invariants for every family, and elastic runs (about 7 minutes)
+test-engine: setup ## the engine's invariants for every family, elastic runs, a pipeline killed in training (about 9 minutes)
 	$(BIN)/pytest tests/test_engine_*.py tests/test_elastic.py --durations=10
+	$(BIN)/pytest -m slow tests/test_pipeline_local.py
 
 chaos: setup     ## demo-r2 killed 34 times at random points, 20 of them in training: the same records (about 8 minutes)
 	$(BIN)/python tests/chaos.py
 
-generate: setup  ## what is made from the code: JSON Schemas, parameter counts
+pipelines: setup ## compile the Kubeflow pipeline anew: pipelines/caspi-round.yaml; OPTIONS="--retries 3 --shm 16Gi -o FILE": another one
+	$(BIN)/python -W ignore -m pipelines.caspi_round $(OPTIONS)
+
+pipeline-demo: setup ## the demo's rounds by kfp.local, against `caspi run` (about 5 minutes); RUNNER=docker: round 1 in the images
+	$(BIN)/python -m pipelines.demo --runner $(or $(RUNNER),process)
+
+generate: setup  ## what is made from the code: JSON Schemas, references, the compiled pipeline
 	$(BIN)/python -m caspi.generate
 
 HELM ?= helm
@@ -88,6 +95,17 @@ cluster-env:     ## prints what a shell needs to use it: eval it
 test-cluster: setup ## the Kubernetes tests on a real cluster (about 30 minutes), of bare programs unless CONTEXT or WAY says otherwise (needs root then)
 	@tests/cluster/up $(if $(CONTEXT),--context "$(CONTEXT)" --registry "$(REGISTRY)",--way "$(or $(WAY),bare)")
 	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m cluster tests/cluster --durations=20
+
+test-gitops: setup ## rounds by a real Argo CD on the local cluster of bare programs (about 6 minutes; 10 more to build it, once)
+	@tests/cluster/up --way bare
+	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m gitops tests/gitops --durations=10
+
+test-flux: setup ## what `caspi flux` prints, read by Flux's own types and health expressions (needs Go; 4 minutes the first time)
+	$(BIN)/pytest -m flux tests/test_flux.py
+
+test-kfp: setup  ## --to kfp on a real backend: KFP_ENDPOINT=https://... CLUSTER=clusters/x.yaml, KFP_TOKEN if it asks; rounds are begun and cancelled
+	@test -n "$(KFP_ENDPOINT)" -a -n "$(CLUSTER)" || { echo "which one? make test-kfp KFP_ENDPOINT=https://... CLUSTER=clusters/x.yaml (docs/kfp.md)"; exit 2; }
+	KFP_ENDPOINT="$(KFP_ENDPOINT)" CLUSTER="$(CLUSTER)" $(BIN)/pytest -m kfp tests/test_pipeline_runs.py --verbose
 
 constraints:     ## resolve constraints.txt anew, with hashes and without index addresses
 	$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet "$(UV)"

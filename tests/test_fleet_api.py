@@ -16,9 +16,10 @@ import yaml
 from caspi.errors import UserError
 from caspi.fleet import api as api_module
 from caspi.fleet import logs as logs_module
-from caspi.fleet.api import Api, Broken, Forbidden, NotFound, connect
+from caspi.fleet.api import Api, Broken, Changed, Forbidden, NotFound, connect
 from caspi.fleet.diagnose import Diagnosis
 from caspi.fleet.logs import Line, follow_logs
+from caspi.fleet.refusals import OutOfReach
 from tests.command import caspi
 from tests.standins.answering import answering
 from tests.test_fleet_diagnose import RUNNING, condition, job, pod
@@ -32,11 +33,14 @@ class Server(BaseHTTPRequestHandler):
 
     script: ClassVar[dict[str, Any]] = {}
     asked: ClassVar[list[tuple[str, str, dict[str, list[str]]]]] = []
+    sent: ClassVar[list[tuple[str | None, bytes]]] = []
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.sent.append(
+            (self.headers.get("Content-Type"), self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        )
         self.asked.append((self.command, url.path, parse_qs(url.query)))
         answers = self.script.get(url.path, [(404, {"message": f"{url.path} not found"})])
         if callable(answers):
@@ -45,7 +49,7 @@ class Server(BaseHTTPRequestHandler):
             code, body = answers.pop(0) if len(answers) > 1 else answers[0]
         self._send(code, json.dumps(body) if isinstance(body, dict) else body)
 
-    do_DELETE = do_GET
+    do_DELETE = do_PATCH = do_GET
 
     def _send(self, code: int, body: str) -> None:
         """In chunks, as the API server sends logs; `CUT` breaks the connection off."""
@@ -65,7 +69,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    Server.script, Server.asked = {}, []
+    Server.script, Server.asked, Server.sent = {}, [], []
     monkeypatch.setattr(api_module, "PATIENCE", (0.0, 0.0))
     monkeypatch.setattr(api_module.retried, "__defaults__", ((0.0, 0.0),))
     with answering(Server) as url:
@@ -101,7 +105,7 @@ def test_what_may_pass_is_tried_again(api: Api) -> None:
 
 def test_what_lasts_is_an_error_in_the_end(api: Api) -> None:
     says(**{PODS: [(503, {"message": "the server is currently unable to handle the request"})]})
-    with pytest.raises(UserError, match="namespace asr: the API server could not do it just now"):
+    with pytest.raises(OutOfReach, match="namespace asr: the API server could not do it just now"):
         api.items(PODS)
     assert len(Server.asked) == 3
 
@@ -147,6 +151,37 @@ def test_only_the_very_object_is_deleted(api: Api) -> None:
     says(**{f"{PODS}/x": [(409, conflict)], f"{PODS}/y": [(200, {})]})
     assert not api.delete(f"{PODS}/x", "a")
     assert api.delete(f"{PODS}/y", "a")
+
+
+def test_an_object_is_changed_as_it_was_seen(api: Api) -> None:
+    seen = {"metadata": {"name": "x", "uid": "a", "resourceVersion": "7"}}
+    other = {"message": 'Operation cannot be fulfilled on pods "x": the object has been modified; please apply your'}
+    says(**{f"{PODS}/x": [(200, {}), (409, other)]})
+    change = {"metadata": {"labels": {"a": "b"}}}
+    api.patch(f"{PODS}/x", seen, change)
+    kind, body = Server.sent[-1]
+    assert kind == "application/merge-patch+json"
+    assert json.loads(body) == {"metadata": {"labels": {"a": "b"}, "uid": "a", "resourceVersion": "7"}}
+    with pytest.raises(Changed):
+        api.patch(f"{PODS}/x", seen, change)
+    assert len(Server.asked) == 2, "the same again can't do better"
+
+
+def test_in_a_pod_there_are_no_contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster file names a context of the one who submits; the step that gets its text is a pod."""
+    from kubernetes.config import incluster_config
+
+    token, trusted = tmp_path / "token", tmp_path / "ca.crt"
+    token.write_text("secret")
+    trusted.write_text("certificate")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(trusted))
+    monkeypatch.setattr("kubernetes.client.ApiClient", lambda settings: settings)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    found = connect("mine", "asr")
+    assert (found.client.host, found.context, found.namespace) == ("https://10.0.0.1:443", None, "asr")
 
 
 def test_a_log_that_breaks_off_says_so(api: Api) -> None:

@@ -1,4 +1,7 @@
-"""The images as files: what Dockerfiles say, that pins agree, what images/build does. Needs no container tool."""
+"""The images as files: what Dockerfiles say, that pins agree, what images/build and tests/cluster/podman do.
+
+Needs no container tool.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import importlib.util
 import json
 import os
 import re
+import resource
+import shutil
 import subprocess
+import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -142,7 +148,16 @@ def test_the_context_holds_only_what_is_named() -> None:
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
-    assert allowed == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "src", "charts", "images"}
+    assert allowed == {
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+        "src",
+        "charts",
+        "pipelines",
+        "images",
+    }
 
 
 @pytest.mark.parametrize("stage", ["base", "code"])
@@ -223,6 +238,38 @@ def test_another_pin_leaves_the_layer_of_torch_as_it_is() -> None:
     pins, text = step("pins"), LOCKED.read_text()
     assert pins.torch_pins(re.sub(r"(?m)^transformers==\S+", "transformers==9.9.9", text)) == pins.torch_pins(text)
     assert pins.torch_pins(re.sub(r"(?m)^torch==\S+", "torch==9.9.9", text)) != pins.torch_pins(text)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_kfp_comes_alone_by_its_hashes_and_runs_a_step(name: str) -> None:
+    asked = next(each.text for each in of(name) if "pins.py only" in each.text)
+    assert asked.endswith("pins.py only constraints.txt kfp >kfp.txt")
+    run = next(each.text for each in last_stage(name) if "caspi/kfp.txt" in each.text and each.name == "RUN")
+    assert "install --no-deps -r /usr/share/caspi/kfp.txt && python /usr/share/caspi/executor.py" in run
+    entry = step("pins").only(LOCKED.read_text(), ["kfp"])
+    assert re.findall(r"(?m)^[a-z-]+==", entry) == ["kfp=="]
+    assert "--hash=sha256:" in entry
+    # The dependencies lie below it: another version of kfp leaves their layer as it is.
+    before = last_stage(name)[: [each.text for each in last_stage(name)].index(run)]
+    assert any("-r /usr/share/caspi/requirements.txt" in each.text for each in before)
+
+
+def test_what_is_asked_for_alone_without_a_pin_stops_the_build() -> None:
+    with pytest.raises(SystemExit, match="not pinned: kfpp"):
+        step("pins").only(LOCKED.read_text(), ["kfp", "kfpp"])
+
+
+def test_the_step_that_the_build_runs_fails_where_the_executor_does(tmp_path: Path) -> None:
+    def done(**environment: str) -> int:
+        command = [sys.executable, IMAGES / "steps/executor.py"]
+        return subprocess.run(command, env=os.environ | environment, capture_output=True, check=False).returncode
+
+    assert done() == 0
+    planted = tmp_path / "kfp/dsl"
+    planted.mkdir(parents=True)
+    for file in (planted.parent / "__init__.py", planted / "__init__.py", planted / "executor_main.py"):
+        file.write_text("")  # a kfp that imports, ends with 0, and runs nothing
+    assert done(PYTHONPATH=str(tmp_path)) != 0
 
 
 def test_what_is_installed_without_its_pin_is_named() -> None:
@@ -315,7 +362,7 @@ def build(tmp_path: Path) -> Callable[..., Built]:
     ("works", "tool"),
     [
         ({"DOCKER_WORKS": "1", "PODMAN_WORKS": "1"}, "docker build"),
-        ({"PODMAN_WORKS": "1"}, "podman build"),
+        ({"PODMAN_WORKS": "1"}, "podman build --isolation chroot --layers"),
         ({}, "buildah build"),  # a docker command without an engine does not count
         ({"DOCKER_WORKS": "1", "TOOL": "buildah"}, "buildah build"),
     ],
@@ -406,3 +453,117 @@ def test_the_images_that_are_built_are_the_ones_there() -> None:
     assert sorted(path.parent.name for path in IMAGES.glob("*/Dockerfile")) == sorted(NAMES)
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f'__version__ = "{version}"' in (ROOT / "src/caspi/__init__.py").read_text()
+
+
+# --- tests/cluster/podman: the socket for kfp.local, with programs that only say what they were asked
+
+TOOLS = [
+    "bash",
+    "cat",
+    "chmod",
+    "date",
+    "dirname",
+    "env",
+    "flock",
+    "mkdir",
+    "nohup",
+    "rm",
+    "sed",
+    "setsid",
+    "sh",
+    "sleep",
+    "tail",
+]
+ENGINES = {
+    "docker": 'case "$1" in version) [ -n "$DOCKER_WORKS" ] ;; context) echo unix:///there/docker.sock ;; esac',
+    "podman": 'case "$1 $2" in "system service") exec sleep 60 ;; --version*) echo "podman version 4.3.1" ;; esac',
+    "runc": "",
+}
+
+
+@pytest.fixture
+def socket(tmp_path: Path) -> Iterator[Callable[..., Built]]:
+    """tests/cluster/podman where only these programs are installed."""
+    programs, calls, home = tmp_path / "programs", tmp_path / "calls", tmp_path / "home"
+    programs.mkdir()
+    for name in TOOLS:
+        (programs / name).symlink_to(str(shutil.which(name)))
+
+    def run(command: str, *engines: str, **variables: str) -> Built:
+        for name in ENGINES:
+            (programs / name).unlink(missing_ok=True)
+            if name in engines:
+                (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >>"$CALLS"\n{ENGINES[name]}\n')
+                (programs / name).chmod(0o755)
+        calls.write_text("")
+        environment = {"PATH": str(programs), "HOME": str(tmp_path), "CALLS": str(calls)}
+        done = subprocess.run(
+            [ROOT / "tests/cluster/podman", command],
+            env=environment | {"CASPI_PODMAN_HOME": str(home)} | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return Built(done.returncode, done.stdout, done.stderr, calls.read_text().splitlines(), "")
+
+    yield run
+    run("down", "podman", "runc")
+
+
+def test_the_socket_is_dockers_where_docker_answers(socket: Callable[..., Built]) -> None:
+    up = socket("up", "docker", "podman", "runc", DOCKER_WORKS="1")
+    assert (up.code, up.out) == (0, "export DOCKER_HOST=unix:///there/docker.sock\n"), up.err
+    assert not any("podman" in call for call in up.calls)
+    told = socket("up", "docker", DOCKER_WORKS="1", DOCKER_HOST="tcp://there.example:2375")
+    assert told.out == "export DOCKER_HOST=tcp://there.example:2375\n"
+
+
+def test_else_it_is_podmans_started_once_and_ended(socket: Callable[..., Built], tmp_path: Path) -> None:
+    place = f"unix://{tmp_path}/home/podman.sock"
+    up = socket("up", "docker", "podman", "runc")
+    assert (up.code, up.out) == (0, f"export DOCKER_HOST={place}\n"), up.err
+    assert f"podman system service --time=0 {place}" in up.calls
+    settings = tomllib.loads((tmp_path / "home/containers.conf").read_text())
+    assert settings["engine"]["cgroup_manager"] == "cgroupfs"
+    assert settings["engine"]["runtime"] == "runc"
+    for kind, limit in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+        (given,) = [one for one in settings["containers"]["default_ulimits"] if one.startswith(kind)]
+        hard = resource.getrlimit(limit)[1]
+        assert 0 < int(given.rpartition(":")[2]) <= (hard if hard > 0 else 65536)  # more than ours can't be given
+
+    # Again, also where Docker's command talks to this socket: the same one, and nothing is started.
+    again = socket("up", "docker", "podman", "runc", DOCKER_WORKS="1", DOCKER_HOST=place)
+    assert again.out == up.out
+    assert not any("service" in call for call in again.calls)
+    assert socket("running", "podman").code == 0
+    assert socket("down", "podman").code == 0
+    assert socket("running", "podman").code == 1
+
+
+def test_a_stranger_who_has_the_number_is_not_ended(socket: Callable[..., Built], tmp_path: Path) -> None:
+    stranger = subprocess.Popen(["sleep", "60"])
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/podman.pid").write_text(f"{stranger.pid} 1\n")  # whose start was another
+    try:
+        assert socket("down", "podman").code == 0
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.parametrize(
+    ("command", "variables", "problem"),
+    [
+        ("up", {}, "podman runc not found: install podman and runc, or start Docker"),
+        ("up", {"CASPI_PODMAN_HOME": f"/tmp/{'x' * 120}"}, "a socket's path has at most 107 characters"),
+        ("upp", {}, "usage: podman up|down|running"),
+    ],
+)
+def test_what_it_cannot_do_is_one_line(
+    socket: Callable[..., Built], command: str, variables: dict[str, str], problem: str
+) -> None:
+    done = socket(command, **variables)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
+    assert problem in done.err

@@ -31,11 +31,12 @@ THRESHOLDS = {
     "CaspiGradientsVanish": "< 0.01",
     "CaspiWerStands": "offset 3h",
     "CaspiWarned": "> 0",
-    "CaspiCostForecast": "> 50",
-    "CaspiCost25": "> 25",
-    "CaspiCost40": "> 40",
-    "CaspiCost50": "> 50",
+    "CaspiCostForecast": 'cost_alert_usd{level="critical"}',
+    "CaspiCostHalf": 'cost_alert_usd{level="info"}',
+    "CaspiCostNearly": 'cost_alert_usd{level="warning"}',
+    "CaspiCostOver": 'cost_alert_usd{level="critical"}',
 }
+BUDGET = {"info": 25, "warning": 40, "critical": 50}
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -53,9 +54,20 @@ def objects(folder: Path) -> Iterator[dict[str, Any]]:
             yield from documents(path)
 
 
+def groups() -> list[dict[str, Any]]:
+    return list(documents(MANIFESTS / "monitoring/rules.yaml")[0]["spec"]["groups"])
+
+
 def alerts() -> dict[str, dict[str, Any]]:
-    spec = documents(MANIFESTS / "monitoring/rules.yaml")[0]["spec"]
-    return {rule["alert"]: rule for group in spec["groups"] for rule in group["rules"]}
+    return {rule["alert"]: rule for group in groups() for rule in group["rules"] if "alert" in rule}
+
+
+def patched_budget() -> list[dict[str, Any]]:
+    """The JSON patch that docs/metrics.md gives for another budget."""
+    page = (HOUSE / "docs/metrics.md").read_text()
+    (overlay,) = (yaml.safe_load(one) for one in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    assert overlay["patches"][0]["target"] == {"kind": "PrometheusRule", "name": "caspi-training"}
+    return list(yaml.safe_load(overlay["patches"][0]["patch"]))
 
 
 def panels() -> list[dict[str, Any]]:
@@ -166,6 +178,28 @@ def test_a_submitter_may_cancel() -> None:
     assert {kind for kind in kinds if (kind, "delete") not in have} == {"services"}, "those have an owner: the job"
 
 
+def pipeline_grants() -> set[tuple[str, str]]:
+    (role,) = (one for one in documents(MANIFESTS / "pipelines/rbac.yaml") if one["kind"] == "Role")
+    return {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+def test_a_pipeline_may_train_and_cancel_and_no_more_than_a_submitter() -> None:
+    have = pipeline_grants()
+    assert have < grants("submitter") | grants("viewer")
+    prepares = {"jobs", "roles", "rolebindings"}  # the pipeline has prepared
+    for kind in {path.rsplit("/", 1)[1] for path in OWNED} - {"pods", "services"}:
+        made = set() if kind in prepares else {"create", "patch"}
+        assert {verb for one, verb in have if one == kind} == {"get", "list", "delete", *made}, kind
+    assert ("pods", "create") not in have and ("persistentvolumeclaims", "delete") not in have
+
+
+def test_what_is_to_be_changed_for_pipelines_says_so() -> None:
+    texts = [path.read_text() for path in (MANIFESTS / "pipelines").glob("*.yaml")]
+    lines = [line for text in texts for line in text.splitlines() if re.search(r"# CHANGE\b", line)]
+    assert len(lines) == 4 and any("Four lines" in text for text in texts)
+    assert all("# CHANGE" in line for text in texts for line in text.splitlines() if "CHANGE-me" in line)
+
+
 @pytest.mark.parametrize("chart, role", [("caspi-train", "submitter"), ("caspi-serve", "server")])
 def test_a_role_may_make_every_kind_of_its_chart(chart: str, role: str) -> None:
     templates = "\n".join(path.read_text() for path in (HOUSE / "charts" / chart / "templates").rglob("*.yaml"))
@@ -191,6 +225,27 @@ def test_a_metric_that_is_not_documented_is_found() -> None:
 def test_thresholds() -> None:
     assert {name for name, rule in alerts().items() if THRESHOLDS.get(name, "?") in rule["expr"]} == set(THRESHOLDS)
     assert set(alerts()) == set(THRESHOLDS)
+
+
+def test_the_budget_is_in_one_place() -> None:
+    """First, because the patches that change it name it by its place."""
+    first, *others = groups()
+    assert first["name"] == "caspi-budget"
+    assert {rule["record"] for rule in first["rules"]} == {"caspi:cost_alert_usd"}
+    amounts = {rule["labels"]["level"]: float(rule["expr"].split(" ")[0]) for rule in first["rules"]}
+    assert amounts == BUDGET
+    assert not [rule for group in others for rule in group["rules"] if "record" in rule]
+    severities = {name: alerts()[name]["labels"]["severity"] for name in THRESHOLDS if name.startswith("CaspiCost")}
+    told = {"CaspiCostHalf": "info", "CaspiCostNearly": "warning", "CaspiCostOver": "critical"}
+    assert severities == {**told, "CaspiCostForecast": "warning"}
+
+
+def test_the_patch_of_the_documentation_changes_the_budget_and_nothing_else() -> None:
+    for change in patched_budget():
+        assert change["op"] == "replace"
+        place = re.fullmatch(r"/spec/groups/0/rules/(\d)/expr", change["path"])
+        assert place and (before := groups()[0]["rules"][int(place[1])]["expr"])
+        assert change["value"].strip().endswith(f"or {before}"), "a round that is not named keeps its amount"
 
 
 def test_every_alert_says_what_and_the_way_out() -> None:

@@ -99,6 +99,21 @@ def test_two_at_once_are_refused(round_dir: RoundDir, monkeypatch: pytest.Monkey
     perform(stage(good_work), round_dir)
 
 
+def test_what_is_done_is_adopted_while_another_is_at_work(round_dir: RoundDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline that is run anew while its round is trained does not wait for the end of that; what has to be made
+    anew is refused."""
+    monkeypatch.setattr(stage_module, "LOCK_SECONDS", 0.2)
+    perform(stage(good_work), round_dir)
+    with (round_dir.path / ".lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert not perform(stage(good_work), round_dir)[1]
+        with pytest.raises(UserError, match="is at work on this round"):
+            perform(stage(good_work, source="b"), round_dir)
+        (round_dir.folder("export") / "made.txt").unlink()
+        with pytest.raises(UserError, match="is at work on this round"):
+            perform(stage(good_work), round_dir)
+
+
 def test_a_changed_round_yaml_is_refused(round_dir: RoundDir) -> None:
     path = round_dir.path / "round.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("seed: 42", "seed: 43"), encoding="utf-8")

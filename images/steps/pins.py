@@ -1,6 +1,7 @@
 """In a build: what goes into an image, from pyproject.toml and a file of pins.
 
 pins.py torch PINS                     prints the pins of torch and CUDA: a layer of their own
+pins.py only PINS NAME...              prints the pins of these packages and of nothing that they ask for
 pins.py requirements PYPROJECT EXTRA.. prints what Caspi asks for, with these extras
 pins.py check PINS [EXCEPT...]         every installed package is pinned, and of the version of its pin
 """
@@ -16,7 +17,15 @@ TORCH = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)==")
 
 def torch_pins(pins: str) -> str:
     """Of a file of pins, the entries of torch and CUDA with their hashes."""
-    return "".join(entry for entry in re.split(r"(?<=\n)(?=\S)", pins) if TORCH.match(entry))
+    return "".join(entry for entry in _entries(pins) if TORCH.match(entry))
+
+
+def only(pins: str, names: list[str]) -> str:
+    """The entries of these packages with their hashes; one that is not pinned ends the build."""
+    entries = {entry.partition("==")[0]: entry for entry in _entries(pins)}
+    if missing := sorted(set(names) - entries.keys()):
+        sys.exit(f"not pinned: {', '.join(missing)}")
+    return "".join(entries[name] for name in names)
 
 
 def requirements(pyproject: str, extras: list[str]) -> str:
@@ -38,10 +47,17 @@ def unpinned(pins: str, installed: dict[str, str], exceptions: list[str]) -> lis
     ]
 
 
+def _entries(pins: str) -> list[str]:
+    """Of a file of pins, each with its hashes."""
+    return re.split(r"(?<=\n)(?=\S)", pins)
+
+
 def main(command: str, file: str, *rest: str) -> None:
     text = Path(file).read_text()
     if command == "torch":
         sys.stdout.write(torch_pins(text))
+    elif command == "only":
+        sys.stdout.write(only(text, list(rest)))
     elif command == "requirements":
         sys.stdout.write(requirements(text, list(rest)))
     elif command == "check":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -15,13 +17,14 @@ from caspi.charts import documents
 from caspi.charts.serve import ServeValues
 from caspi.charts.train import TrainValues
 from caspi.charts.values import Values
+from caspi.locks.model import Lock
 from caspi.spec import ClusterSpec, RoundSpec
 from caspi.spec.values import Money
 
 HOUSE = Path(__file__).parents[2]
 
 
-def _schema(kind: type[RoundSpec] | type[ClusterSpec], title: str) -> str:
+def _schema(kind: type[BaseModel], title: str) -> str:
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **kind.model_json_schema(), "title": title}
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
@@ -101,13 +104,24 @@ def _chart(name: str, kind: type[Values], title: str) -> dict[str, Callable[[], 
     }
 
 
+def _pipeline() -> str:
+    """The compiled pipeline. In a process of its own: kfp is needed for nothing else here."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        command = [sys.executable, "-W", "ignore", "-m", "pipelines.caspi_round", "-o", str(path)]
+        subprocess.run(command, cwd=HOUSE, check=True)
+        return path.read_text(encoding="utf-8")
+
+
 FILES: dict[str, Callable[[], str]] = {
     "docs/schema/round.schema.json": lambda: _schema(RoundSpec, "A Caspi round"),
     "docs/schema/cluster.schema.json": lambda: _schema(ClusterSpec, "Where a Caspi round runs"),
+    "docs/schema/lock.schema.json": lambda: _schema(Lock, "A round, pinned by digests"),
     "docs/round-file.md": lambda: _reference(RoundSpec, "The round file", "rounds/hebrew-r2.yaml"),
     "docs/cluster-file.md": lambda: _reference(ClusterSpec, "The cluster file", "clusters/2xa100-40gb.yaml"),
     **_chart("caspi-train", TrainValues, "The values of caspi-train: one round, trained by an elastic PyTorchJob"),
     **_chart("caspi-serve", ServeValues, "The values of caspi-serve: the model of a round behind an HTTP service"),
+    "pipelines/caspi-round.yaml": _pipeline,
 }
 
 

@@ -13,7 +13,7 @@ from tests.cluster.kube import HOUSE, UID, Kube, give, make_claim, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-# Of every image: who it runs as, where it can write, and what it is made of.
+# Of every image: who it runs as, where it can write, that it runs steps of a pipeline, and what it is made of.
 SURROUNDINGS = """
 set -eu
 [ "$(id -u):$(id -g)" = 10001:10001 ]
@@ -21,6 +21,7 @@ for folder in / /opt/caspi /usr/local/bin /usr/share/caspi; do ! touch "$folder/
 touch /tmp/here "$HOME/here"
 caspi --version
 caspi plan /rounds/rounds/demo-r1.yaml >/dev/null
+python /usr/share/caspi/executor.py
 python -c '
 import json
 bill = json.load(open("/usr/share/caspi/sbom.cdx.json"))

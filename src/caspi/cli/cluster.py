@@ -23,7 +23,11 @@ from caspi.cli.options import (
 )
 from caspi.errors import UserError
 
-ToOption = Annotated[Literal["helm"], typer.Option("--to", help="Where the round is: a PyTorchJob by Helm.")]
+ToOption = Annotated[
+    Literal["helm", "kfp"],
+    typer.Option("--to", help="Where the round is: a PyTorchJob by Helm, or a run on Kubeflow Pipelines."),
+]
+ToHelmOption = Annotated[Literal["helm"], typer.Option("--to", help="Where the round is: a PyTorchJob by Helm.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of a round, or its file.")]
 
 
@@ -46,12 +50,19 @@ def submit(
     approve_audit: Annotated[
         str | None, typer.Option("--approve-audit", help="Which audit, as status names it.")
     ] = None,
+    pipeline: Annotated[
+        Path | None,
+        typer.Option("--pipeline", metavar="FILE", help="kfp: a compiled pipeline. [default: the one of this version]"),
+    ] = None,
     runs: RunsOption = RUNS,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a round on Kubernetes; the same command again finds it there, or goes on where it failed.
+    """Bring a round to Kubernetes; the same command again finds it there, or goes on where it failed.
+
+    By Helm it is prepared and trained. On Kubeflow Pipelines it is also measured, compared and reported.
 
     Example: caspi submit rounds/hebrew-r2.yaml --cluster clusters/8xa100-40gb.yaml
+    Example: caspi submit rounds/hebrew-r2.yaml --cluster clusters/8xa100-40gb.yaml --to kfp
     """
     from caspi.fleet.values import train_values, values_text, with_files
     from caspi.plan import make_plan
@@ -59,6 +70,15 @@ def submit(
     target = find_target(round, cluster, runs)
     make_plan(target.spec, target.cluster, target.existing)  # refuses what does not fit before anything is started
     approval = _approval(approve_by, approve_reason, approve_audit)
+    if to == "kfp":
+        if values:
+            raise UserError("--values goes with --to helm: the pipeline has no word for it")
+        from caspi.cli.pipeline import submit_run
+
+        submit_run(target, cluster, approval, pipeline, dry_run, wait, as_json)
+        return
+    if pipeline:
+        raise UserError("--pipeline goes with --to kfp")
     wanted = train_values(target.spec, target.cluster, approval, str(cluster))
     wanted = with_files(wanted, [(str(path), _values_file(path)) for path in values or []])
     if dry_run:
@@ -93,7 +113,7 @@ def logs(
     since: Annotated[
         str | None, typer.Option("--since", metavar="10m", help="Only the last so many s, m or h.")
     ] = None,
-    to: ToOption = "helm",
+    to: ToHelmOption = "helm",
     cluster: WhereOption = None,
     namespace: NamespaceOption = None,
     context: ContextOption = None,
@@ -107,7 +127,7 @@ def logs(
 
     seconds = _seconds(since) if since else None
     api = _api(cluster, namespace, context)
-    look = _found(api, _name(name))
+    look = _found(api, round_name(name))
     lines = follow_logs(api, look.name, worker, seconds) if follow else read_logs(api, look, worker, seconds)
     shown = 0
     try:
@@ -141,12 +161,18 @@ def cancel(
     """Take a round off Kubernetes, with all that it made there. What is on the claim stays.
 
     Example: caspi cancel hebrew-r2 --cluster clusters/8xa100-40gb.yaml
+    Example: caspi cancel hebrew-r2 --to kfp --cluster clusters/8xa100-40gb.yaml
     """
+    if to == "kfp":
+        from caspi.cli.pipeline import cancel_run
+
+        cancel_run(round_name(name), wait, cluster, namespace, context)
+        return
     from caspi.fleet.cancel import cancel as remove
     from caspi.fleet.helm import find_helm
 
     api = _api(cluster, namespace, context)
-    called = _name(name)
+    called = round_name(name)
     there = remove(api, find_helm(api.namespace, api.context), called, wait, lambda line: typer.echo(line, err=True))
     if not there:
         typer.echo(f"{called} is not in {api.where}: nothing to cancel")
@@ -162,7 +188,7 @@ def cluster_status(
     from caspi.fleet.snapshot import read_snapshots
 
     api = _api(cluster, namespace, context)
-    looks = [_found(api, _name(name))] if name else read_snapshots(api)
+    looks = [_found(api, round_name(name))] if name else read_snapshots(api)
     if not looks:
         raise UserError("no rounds here; `caspi submit` brings one", where=api.where)
     found = [diagnose(look) for look in looks]
@@ -218,7 +244,8 @@ def _found(api: Any, name: str) -> Any:
     raise UserError(f'no round "{name}" there; rounds are: {there}', where=api.where)
 
 
-def _name(argument: str) -> str:
+def round_name(argument: str) -> str:
+    """Of a round's file, or the name itself."""
     from caspi.spec import load_round
 
     return load_round(Path(argument)).round if argument.endswith((".yaml", ".yml")) else argument

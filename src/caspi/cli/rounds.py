@@ -309,7 +309,8 @@ def status(
     runs: RunsOption = RUNS,
     as_json: JsonOption = False,
     to: Annotated[
-        Literal["helm"] | None, typer.Option("--to", help="Those on Kubernetes, instead of those under --runs.")
+        Literal["helm", "kfp"] | None,
+        typer.Option("--to", help="Those on Kubernetes or on Kubeflow Pipelines, instead of those under --runs."),
     ] = None,
     cluster: WhereOption = None,
     namespace: NamespaceOption = None,
@@ -319,6 +320,7 @@ def status(
 
     Example: caspi status demo-r2
     Example: caspi status hebrew-r2 --to helm --cluster clusters/8xa100-40gb.yaml
+    Example: caspi status hebrew-r2 --to kfp --cluster clusters/8xa100-40gb.yaml
     """
     from caspi.records.round_dir import open_round
     from caspi.status import describe, render
@@ -328,8 +330,13 @@ def status(
 
         cluster_status(round, cluster, namespace, context, as_json)
         return
+    if to == "kfp":
+        from caspi.cli.pipeline import run_status
+
+        run_status(round, cluster, namespace, as_json)
+        return
     if cluster or namespace or context:
-        raise UserError("--cluster, --namespace and --context say where on Kubernetes: add --to helm")
+        raise UserError("--cluster, --namespace and --context say where on Kubernetes: add --to helm or --to kfp")
     if round is not None:
         found = [find_target(round, None, runs).directory()]
     else:

@@ -1,4 +1,4 @@
-"""The Kubernetes API as plain dicts: connect, read, delete; retried where that may help, else an error of one line."""
+"""The Kubernetes API as plain dicts: read, patch, delete; retried where that may help, else an error of one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from caspi.errors import UserError
-from caspi.fleet.refusals import as_error, one_line, refusal
+from caspi.fleet.refusals import OutOfReach, as_error, one_line, refusal
 
 Object = dict[str, Any]
 Answer = TypeVar("Answer")
@@ -25,6 +25,10 @@ PAGE = 500
 
 class NotFound(Exception):
     """The API server does not have the object, or not the kind."""
+
+
+class Changed(Exception):
+    """Somebody else has changed the object since it was read."""
 
 
 class Forbidden(UserError):
@@ -74,6 +78,12 @@ class Api:
             item.get("metadata", {}).pop("managedFields", None)
         return found
 
+    def patch(self, path: str, seen: Object, change: Object) -> None:
+        """Merge `change` into an object that is as it was `seen`. Raises Changed when it isn't, NotFound, UserError."""
+        own = {"resourceVersion": seen["metadata"]["resourceVersion"], "uid": seen["metadata"]["uid"]}
+        body = {**change, "metadata": {**change.get("metadata", {}), **own}}
+        self._retried(lambda: self._call("PATCH", path, {}, body, content="application/merge-patch+json"))
+
     def delete(self, path: str, uid: str | None = None) -> bool:
         """Delete an object with what it owns; only the one with this uid. False when it was gone."""
         body: Object = {"propagationPolicy": "Background"}
@@ -107,13 +117,19 @@ class Api:
             answer.close()
 
     def _call(
-        self, method: str, path: str, query: Object, body: Object | None = None, accept: str = "application/json, */*"
+        self,
+        method: str,
+        path: str,
+        query: Object,
+        body: Object | None = None,
+        accept: str = "application/json, */*",
+        content: str = "application/json",
     ) -> Any:
         return self.client.call_api(
             path.replace("{namespace}", self.namespace),
             method,
             query_params=[(name, str(value)) for name, value in query.items()],
-            header_params={"Accept": accept, "Content-Type": "application/json"},
+            header_params={"Accept": accept, "Content-Type": content},
             body=body,
             auth_settings=["BearerToken"],
             _preload_content=False,
@@ -125,7 +141,8 @@ class Api:
 
 
 def retried(call: Callable[[], Answer], where: str, patience: tuple[float, ...] = PATIENCE) -> Answer:
-    """Call until it answers; what can't get better raises NotFound, Forbidden or UserError at once."""
+    """Call until it answers, else OutOfReach; what can't get better raises NotFound, Changed, Forbidden or UserError
+    at once."""
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -137,19 +154,24 @@ def retried(call: Callable[[], Answer], where: str, patience: tuple[float, ...] 
             message = _message(error)
             if error.status == 404 or (error.status == 409 and "UID in precondition" in message):
                 raise NotFound(message) from None
+            if error.status == 409 and "the object has been modified" in message:
+                raise Changed(message) from None
             problem = _error(error, where)
             passing = error.status in (0, 408, 409, 425, 429, 500, 502, 503, 504)
         except (HTTPError, OSError) as error:
             known = refusal(str(error))
             problem, passing = as_error(str(error), where), known is None or known.passing
         wait = next(waits, None)
-        if wait is None or not passing:
+        if not passing:
             raise problem from None
+        if wait is None:
+            raise OutOfReach(*problem.problems, where=problem.where) from None
         time.sleep(wait * random.uniform(0.75, 1.25))  # noqa: S311 - not all clients at the same instant
 
 
 def connect(context: str | None, namespace: str | None) -> Api:
-    """As the kubeconfig says (KUBECONFIG, ~/.kube/config), or as a pod of the cluster. Talks to nobody yet.
+    """As the kubeconfig says (KUBECONFIG, ~/.kube/config), or, without one, as a pod of the cluster, where there are
+    no contexts. Talks to nobody yet.
 
     Without `namespace`: that of the context. Raises UserError when there is no such context.
     """
@@ -166,7 +188,7 @@ def connect(context: str | None, namespace: str | None) -> Api:
     except (ConfigException, TypeError) as error:
         try:
             config.load_incluster_config(client_configuration=settings)
-            default = None
+            default = context = None
         except ConfigException:
             known = refusal(str(error))
             raise UserError(

@@ -15,6 +15,7 @@ from caspi.fleet.api import Api, Broken, NotFound, Object
 from caspi.fleet.diagnose import Diagnosis, diagnose
 from caspi.fleet.endings import container_statuses
 from caspi.fleet.objects import role
+from caspi.fleet.refusals import OutOfReach
 from caspi.fleet.snapshot import PODS, Snapshot, pod_name, read_snapshots
 
 LOOK_EVERY = 2.0
@@ -78,21 +79,53 @@ class Line:
         return self.at < other.at
 
 
+@dataclass(slots=True)
+class Silence:
+    """Of a cluster that does not answer, or refuses what it answered before."""
+
+    patience: float
+    since: float = field(default_factory=time.monotonic)
+    answered: bool = False
+    told: bool = False
+
+    def goes_on(self, error: UserError) -> Line | None:
+        """Wait on, and say so once; raises the error when it lasts too long, or won't get better."""
+        if time.monotonic() - self.since >= self.patience or not (self.answered or isinstance(error, OutOfReach)):
+            raise error
+        told, self.told = self.told, True
+        return None if told else Line("", "caspi", f"{error}; waiting")
+
+    def ends(self) -> None:
+        self.since, self.answered, self.told = time.monotonic(), True, False
+
+
 def read_logs(api: Api, look: Snapshot, worker: int | None, since: int | None) -> Iterator[Line]:
     """What there is now, in the order of time. `since` in seconds."""
     yield from _history(api, _sources(look, worker), {}, since)
 
 
-def follow_logs(api: Api, name: str, worker: int | None, since: int | None) -> Iterator[Line | Diagnosis]:
-    """What there is and what comes, until the job has ended; the diagnosis is last. Raises UserError."""
+def follow_logs(
+    api: Api, name: str, worker: int | None, since: int | None, patience: float = 0.0
+) -> Iterator[Line | Diagnosis]:
+    """What there is and what comes, until the job has ended; the diagnosis is last. Raises UserError.
+
+    A cluster that does not answer is waited for, for `patience` seconds; what it had to say comes then.
+    """
     cursors: dict[Source, Cursor] = {}
     lines: queue.Queue[Line] = queue.Queue()
     reading: dict[Source, threading.Thread] = {}
     stop = threading.Event()
-    first = True
+    first, silence = True, Silence(patience)
     try:
         while True:
-            looks = read_snapshots(api, name)
+            try:
+                looks = read_snapshots(api, name)
+            except UserError as error:
+                if line := silence.goes_on(error):
+                    yield line
+                stop.wait(LOOK_EVERY)
+                continue
+            silence.ends()
             look = looks[0] if looks else None
             sources = _sources(look, worker) if look else []
             if first:

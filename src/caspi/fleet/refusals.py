@@ -19,6 +19,10 @@ class Refusal:
     """Whether trying again may do."""
 
 
+class OutOfReach(UserError):
+    """The cluster did not answer, or could not do it just now: later it may."""
+
+
 _TABLE: list[tuple[RefusalId, str, str, bool]] = [
     # id, pattern, line (with the pattern's groups), whether it may pass
     (
@@ -141,7 +145,8 @@ def _flat(value: str) -> str:
 def as_error(text: str, where: str) -> UserError:
     """The one line for a refusal, known or not."""
     known = refusal(text)
-    return UserError(known.line if known else one_line(text), where=where)
+    kind = OutOfReach if known and known.passing else UserError
+    return kind(known.line if known else one_line(text), where=where)
 
 
 def one_line(text: str, most: int = 400) -> str:

@@ -60,9 +60,14 @@ def round_path(runs: Path, spec: RoundSpec) -> Path:
 
 
 def create(runs: Path, spec: RoundSpec, cluster: ClusterSpec, round_folder: Path) -> RoundDir:
-    """Make or adopt the directory of a round. The spec in it is never touched again; the cluster may change."""
+    """Make or adopt the directory of a round. The spec in it is never touched again; the cluster may change.
+
+    Pods of a job are not told where on Kubernetes they are: what whoever submits them wrote about that stays.
+    """
     path = round_path(runs, spec)
     resolved = cluster.model_copy(update={"data_root": str((round_folder / (cluster.data_root or "")).resolve())})
+    if resolved.kubernetes is None and (path / "cluster.yaml").is_file():
+        resolved = resolved.model_copy(update={"kubernetes": load_cluster(path / "cluster.yaml").kubernetes})
     if not (path / "round.yaml").exists():
         write_text(path / "round.yaml", _yaml(spec.model_dump_json()))
     write_text(path / "cluster.yaml", _yaml(resolved.model_dump_json()))

@@ -62,6 +62,39 @@ class PodResources(Frozen):
     """Shared memory, a part of `memory`."""
 
 
+class Toleration(Frozen):
+    """Of a taint that nodes have, as Kubernetes writes it."""
+
+    key: str | None = None
+    """Of the taint; without it, with Exists: every taint."""
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """Exists takes no value."""
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Without it: every effect."""
+    tolerationSeconds: int | None = None
+    """How long, of a NoExecute taint. Without it: for ever."""
+
+
+class Pipelines(Frozen):
+    """Kubeflow Pipelines, for `caspi submit --to kfp`. A token is never in a file: KFP_TOKEN."""
+
+    endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$")
+    """Where its UI and its API answer, for example https://kubeflow.example.com/pipeline. KFP_ENDPOINT says another."""
+    namespace: Name | None = None
+    """Of a backend for several users: whose runs these are, and where their steps run."""
+    experiment: str = Field(default="caspi", min_length=1)
+    """Under which runs are listed; made where there is none."""
+    node_selector: dict[str, str] = {}
+    """Labels that a step's node must have."""
+    tolerations: list[Toleration] = []
+    """Of taints, for steps."""
+    pull_secret: Name | None = None
+    """A Secret of the steps' namespace with the password of the registry."""
+    benchmark_gpus: int = Field(default=0, ge=0, le=16)
+    """GPUs of the step that serves and measures the model."""
+
+
 class Kubernetes(Frozen):
     """Where on Kubernetes, for `caspi submit`."""
 
@@ -76,6 +109,7 @@ class Kubernetes(Frozen):
     images: Images | None = None
     secrets: SecretReferences = SecretReferences()
     pod: PodResources | None = None
+    pipelines: Pipelines = Pipelines()
 
 
 class ClusterSpec(Frozen):

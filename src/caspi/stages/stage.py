@@ -85,9 +85,13 @@ def _locked(lock: IO[str]) -> bool:
 def perform(stage: Stage, round_dir: RoundDir) -> tuple[Record, bool]:
     """Run a stage unless its record says that it succeeded on the same inputs.
 
-    Returns the record, and whether any work was done. A CaspiError leaves a failed record and is raised on;
-    Preempted and UserError leave none: nothing is known yet about the stage itself.
+    Returns the record, and whether any work was done. What is done is only read, also while another process is at
+    work on a later stage. A CaspiError leaves a failed record and is raised on; Preempted and UserError leave none:
+    nothing is known yet about the stage itself.
     """
+    before = round_dir.record(stage.name)
+    if before and before.status == "succeeded" and _stands(before, stage.inputs(round_dir), round_dir):
+        return before, False
     try:
         with alone(round_dir):
             return _perform(stage, round_dir)
@@ -104,7 +108,7 @@ def _perform(stage: Stage, round_dir: RoundDir) -> tuple[Record, bool]:
     folder = round_dir.folder(stage.name)
     inputs = dict(stage.inputs(round_dir))
     before = round_dir.record(stage.name)
-    if before and before.status == "succeeded" and before.inputs == inputs and _whole(folder, before):
+    if before and _stands(before, inputs, round_dir):
         return before, False
     if is_leader():
         (folder / "record.json").unlink(missing_ok=True)
@@ -155,9 +159,13 @@ def is_leader() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _whole(folder: Path, record: Record) -> bool:
-    """Whether every output is still there. Contents are trusted: digesting all of them costs as much as some stages."""
-    return all((folder / name).exists() for name in (*record.outputs, *record.circumstances.outputs))
+def _stands(record: Record, inputs: Mapping[str, str], round_dir: RoundDir) -> bool:
+    """Whether the stage succeeded on these inputs, and every output is still there. Contents are trusted: digesting all
+    of them costs as much as some stages."""
+    outputs, folder = (*record.outputs, *record.circumstances.outputs), round_dir.folder(record.stage)
+    return (
+        record.status == "succeeded" and record.inputs == inputs and all((folder / name).exists() for name in outputs)
+    )
 
 
 def _git_revision() -> str | None:
