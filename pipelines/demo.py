@@ -16,9 +16,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from caspi.orphans import die_with_parent
 from caspi.pipeline.package import pipeline_file
@@ -79,7 +80,7 @@ def run_pipeline(
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
         same = tries == default.retries
         run = components.load_component_from_file(str(pipeline_file())) if same else pipeline(Settings(retries=tries))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _containers(runner):
         warnings.simplefilter("ignore")  # of what only a cluster has: claims, secrets, resources
         run(**given)
 
@@ -90,21 +91,29 @@ def _read(spec: RoundSpec, root: Path) -> list[Path]:
     return sorted({(root / path).resolve() for path in named if path})
 
 
-def _docker(runs: Path, read: Sequence[Path]) -> object:
+def _docker(runs: Path, read: Sequence[Path]) -> Any:
     """Steps in containers that see the runs and the data where they are here."""
     from docker.types import Mount
-    from kfp import local
+
+    from pipelines.containers import docker_runner, this_user
 
     mounts = [Mount(str(runs.resolve()), str(runs.resolve()), type="bind")]
     mounts += [Mount(str(path), str(path), type="bind", read_only=True) for path in read]
-    return local.DockerRunner(
-        entrypoint=["/usr/bin/env"],  # a pod's command replaces the image's entrypoint; Docker's only follows it
-        environment={"OMP_NUM_THREADS": "1"},
-        mounts=mounts,
-        network_mode="host",
-        shm_size="1g",
-        user="0:0",  # files are this user's, where the engine runs as this user; pods run as the image's own
-    )
+    return docker_runner(mounts, user=this_user())
+
+
+@contextmanager
+def _containers(runner: Runner) -> Iterator[None]:
+    """Where steps are containers: RuntimeError with the code of the first that failed."""
+    if runner == "process":
+        yield
+        return
+    from pipelines.containers import ends_known
+
+    with ends_known() as ended:
+        yield
+        if failed := [f"step {one.step} ended with {one.code}:\n{one.log}" for one in ended() if one.code]:
+            raise RuntimeError(failed[0])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def _image(name: str) -> str:
     """Built from this checkout and pushed to the cluster's registry; seconds when little has changed."""
     given = os.environ.get(f"CASPI_{name.upper()}_IMAGE")
     return given or str(run(HERE / "image", name, seconds=1800).stdout).split()[-1]
+
+
+@pytest.fixture(scope="session")
+def engine(train_image: str, launcher_image: str) -> Iterator[None]:
+    """Docker's socket, or podman's in its place; the images are there under their names of this machine."""
+    script = HERE / "podman"
+    own = subprocess.run([script, "running"], check=False, capture_output=True).returncode != 0
+    up = subprocess.run([script, "up"], stdout=subprocess.PIPE, text=True, timeout=300, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", up.stdout.strip().removeprefix("export DOCKER_HOST="))
+        yield
+    if own:
+        subprocess.run([script, "down"], check=True)
 
 
 @pytest.fixture(scope="module")

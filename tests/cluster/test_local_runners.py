@@ -9,23 +9,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import docker
 import pytest
 import yaml
-from docker.models.containers import Container, ContainerCollection
 from docker.types import Mount
 from kfp import dsl, local
 from kfp.dsl import Dataset, Input, Metrics, Output
 from pipelines.caspi_round import Settings, pipeline
+from pipelines.containers import Ended, docker_runner, ends_known, this_user
 
 from caspi.records.record import STAGES, Record, read_record
 from caspi.spec.load import load_round
-from tests.cluster.kube import HERE, HOUSE, UID
+from tests.cluster.kube import HOUSE, UID
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -65,72 +62,18 @@ SMALL = {
 LAPTOP = {"nodes": 1, "processes_per_node": 1, "workers": 1, "memory": "4GiB"}
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The container of a step, after its end."""
-
-    step: str
-    code: int
-    log: str
-
-
-class Containers:
-    """Starts containers for kfp.local and keeps them until they were asked how they ended.
-
-    kfp has them removed as soon as they end, and then takes "no such container" for success
-    (kubeflow/pipelines#13332): with podman that is every step that fails.
-    """
-
-    def __init__(self) -> None:
-        self.kept: list[tuple[str, Container]] = []
-
-    def run(self, *arguments: Any, **options: Any) -> Container:
-        assert options.pop("auto_remove") and options["detach"]
-        started = START(docker.from_env().containers, *arguments, **options)
-        command = options["command"]
-        self.kept.append((command[command.index("--function_to_execute") + 1], started))
-        return started
-
-    def ended(self) -> list[Ended]:
-        """What ended since the last time, in the order of the starts."""
-        found = []
-        for step, container in self.kept:
-            code = int(container.wait()["StatusCode"])
-            found.append(Ended(step, code, container.logs().decode()))
-            container.remove(force=True)
-        self.kept.clear()
-        return found
-
-
-START = ContainerCollection.run
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _there() -> None:
     """No cluster is needed here: with CASPI_TRAIN_IMAGE and CASPI_LAUNCHER_IMAGE set nothing is built or pushed."""
 
 
-@pytest.fixture(scope="module")
-def engine(train_image: str, launcher_image: str) -> Iterator[None]:
-    """Docker's socket, or podman's in its place; the images are there under their names of this machine."""
-    script = HERE / "podman"
-    own = subprocess.run([script, "running"], check=False).returncode != 0
-    up = subprocess.run([script, "up"], stdout=subprocess.PIPE, text=True, timeout=300, check=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DOCKER_HOST", up.stdout.strip().removeprefix("export DOCKER_HOST="))
-        yield
-    if own:
-        subprocess.run([script, "down"], check=True)
+Ask = Callable[[], list[Ended]]
 
 
 @pytest.fixture
-def containers(engine: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Containers]:
-    made = Containers()
-    monkeypatch.setattr(
-        ContainerCollection, "run", lambda _self, *arguments, **options: made.run(*arguments, **options)
-    )
-    yield made
-    made.ended()
+def ended(engine: None) -> Iterator[Ask]:
+    with ends_known() as ask:
+        yield ask
 
 
 def give(folder: Path) -> Path:
@@ -143,18 +86,9 @@ def give(folder: Path) -> Path:
 
 def begin(folder: Path, mounts: tuple[Mount, ...] = ()) -> None:
     """Steps run in containers from now on; their artifacts go into `folder`."""
-    runner = local.DockerRunner(
-        entrypoint="/usr/bin/env",  # a pod's command replaces the image's entrypoint, Docker's does not
-        network_mode="host",
-        read_only=True,
-        tmpfs={"/tmp": ""},
-        environment={"OMP_NUM_THREADS": "1"},
-        shm_size="512m",
-        mounts=[Mount("/home/caspi", str(give(folder.with_name("home"))), type="bind"), *mounts],
-        # Root gives folders to the image's user; anybody else is that user.
-        **({} if os.getuid() == 0 else {"user": f"{os.getuid()}:{os.getgid()}"}),
-    )
-    local.init(runner, pipeline_root=str(give(folder)))
+    # Root gives folders to the image's user; anybody else is that user.
+    who = {} if os.getuid() == 0 else {"user": this_user()}
+    local.init(docker_runner(mounts, **who), pipeline_root=str(give(folder)))
 
 
 @dsl.component(base_image=LAUNCHER, install_kfp_package=False)
@@ -209,7 +143,7 @@ def spend(verdict: str, spent: Output[Dataset]):
     Path(spent.path).write_text("GPU hours", encoding="utf-8")
 
 
-def test_a_step_reads_what_another_image_made(containers: Containers, tmp_path: Path) -> None:
+def test_a_step_reads_what_another_image_made(ended: Ask, tmp_path: Path) -> None:
     @dsl.pipeline(name="two-steps")
     def two(text: str) -> float:
         noted = note(text=text)
@@ -217,8 +151,8 @@ def test_a_step_reads_what_another_image_made(containers: Containers, tmp_path: 
 
     begin(tmp_path / "root")
     done = two(text="ויש 'גרש'")
-    ended = containers.ended()
-    assert [(each.step, each.code) for each in ended] == [("note", 0), ("weigh", 0)], ended
+    steps = ended()
+    assert [(each.step, each.code) for each in steps] == [("note", 0), ("weigh", 0)], steps
     assert done.output == 9.0
     (found,) = (tmp_path / "root").glob("*/note/found")
     (metrics,) = (tmp_path / "root").glob("*/weigh/executor_output.json")
@@ -227,7 +161,7 @@ def test_a_step_reads_what_another_image_made(containers: Containers, tmp_path: 
     assert json.loads(metrics.read_text())["artifacts"]["metrics"]["artifacts"][0]["metadata"] == {"weight": 9.0}
 
 
-def test_a_refusal_is_its_line_and_its_code_and_ends_the_run(containers: Containers, tmp_path: Path) -> None:
+def test_a_refusal_is_its_line_and_its_code_and_ends_the_run(ended: Ask, tmp_path: Path) -> None:
     @dsl.pipeline(name="refused")
     def refused(reason: str):
         spend(verdict=refuse(reason=reason).output)
@@ -235,15 +169,15 @@ def test_a_refusal_is_its_line_and_its_code_and_ends_the_run(containers: Contain
     begin(tmp_path / "root")
     with pytest.raises(RuntimeError, match="refuse"):
         refused(reason="the audit says STOP: 40% of phone is noise")
-    (ended,) = containers.ended()
-    assert (ended.step, ended.code) == ("refuse", 3)
-    assert ended.log.splitlines()[-1] == "the audit says STOP: 40% of phone is noise"
-    assert "Traceback" not in ended.log
+    (step,) = ended()
+    assert (step.step, step.code) == ("refuse", 3)
+    assert step.log.splitlines()[-1] == "the audit says STOP: 40% of phone is noise"
+    assert "Traceback" not in step.log
     assert not list((tmp_path / "root").rglob("spent"))
 
 
 def test_the_round_in_the_images_is_the_round_of_caspi_run(
-    containers: Containers, measured: list[tuple[str, str, str]], tmp_path: Path
+    ended: Ask, measured: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:
     """Another place, another user, another installation of the same packages: the same records."""
     (tmp_path / "rounds").mkdir()
@@ -277,10 +211,10 @@ def test_the_round_in_the_images_is_the_round_of_caspi_run(
             train_by="process",
         )
         measured.append((what, f"{time.monotonic() - began:.0f} s", "eight containers, one after the other"))
-        return containers.ended()
+        return ended()
 
-    ended = run("the same by the pipeline in the images")
-    assert {each.step: each.code for each in ended} == dict.fromkeys([*STAGES, "gate", "free"], 0), ended
+    steps = run("the same by the pipeline in the images")
+    assert {each.step: each.code for each in steps} == dict.fromkeys([*STAGES, "gate", "free"], 0), steps
     name = f"small-{digest[:8]}"
     mine, theirs = records(tmp_path / "here" / name), records(there / name)
     assert {stage: found.digest for stage, found in theirs.items()} == {
