@@ -43,7 +43,7 @@ demo-ctc demo-parakeet: demo-%:
 	@$(BIN)/caspi status demo-$*
 
 test: setup check ## lint, types, import contracts, then every test (about 12 minutes)
-	$(BIN)/pytest -m "not browser and not slow and not cluster and not gitops and not flux and not kfp" --durations=10
+	$(BIN)/pytest -n 2 --dist loadfile -m "not browser and not slow and not cluster and not gitops and not flux and not kfp" --durations=10
 
 check: setup     ## ruff, mypy, import-linter, generated files up to date (1 minute)
 	$(BIN)/ruff check .
