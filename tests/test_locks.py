@@ -157,6 +157,24 @@ def test_data_is_pinned_by_what_the_export_records(project: Project, tmp_path: P
     assert [old.manifest == new.manifest for old, new in zip(before, after, strict=True)] == [False, True]
 
 
+def test_more_values_are_locked_too(project: Project) -> None:
+    """What the cluster file has no word for; committed like everything else, and never the round itself."""
+    more = project.top / "clusters/gate.yaml"
+    project.write(more, {"preparation": {"resources": {"cpu": "500m", "memory": "2Gi"}}, "deadline": 7200})
+    assert "not committed: clusters/gate.yaml" in project.locks("--values", str(more)).err
+    project.commit("Values")
+    done = project.locks("--values", str(more))
+    assert done.code == 0, done.err
+    values = read_lock(project.lock).values
+    assert values["preparation"]["resources"]["cpu"] == "500m" and values["deadline"] == 7200
+    project.commit("The lock")
+    assert project.verified().code == 0
+    assert "there with another values, rendered" in project.locks().err
+    project.write(more, {"round": {"name": "other"}})
+    project.commit("Another round by the back door")
+    assert "round: follows from the round file" in project.locks("--values", str(more)).err
+
+
 def test_the_same_again_is_unchanged(project: Project) -> None:
     assert json.loads(project.locks("--json").out)["outcome"] == "written"
     text = project.lock.read_bytes()

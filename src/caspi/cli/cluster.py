@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from caspi.cli.options import (
     app,
     as_json_text,
     find_target,
+    values_file,
 )
 from caspi.errors import UserError
 
@@ -80,7 +80,7 @@ def submit(
     if pipeline:
         raise UserError("--pipeline goes with --to kfp")
     wanted = train_values(target.spec, target.cluster, approval, str(cluster))
-    wanted = with_files(wanted, [(str(path), _values_file(path)) for path in values or []])
+    wanted = with_files(wanted, [(str(path), values_file(path)) for path in values or []])
     if dry_run:
         typer.echo(as_json_text(wanted) if as_json else values_text(wanted), nl=False)
         return
@@ -263,20 +263,6 @@ def _approval(by: str | None, reason: str | None, audit: str | None) -> Any:
     if not re.fullmatch(r"[0-9a-f]{12,64}", audit or ""):
         raise UserError(f"--approve-audit {audit}: no digest of an audit; `caspi status` names it")
     return Approval(by=by or "", reason=reason or "", audit=audit or "")
-
-
-def _values_file(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't be read: {error}", where=str(path)) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
-    if not isinstance(content, dict):
-        raise UserError("expected a mapping of values", where=str(path))
-    return json.loads(json.dumps(content))  # type: ignore[no-any-return]
 
 
 def _seconds(text: str) -> int:

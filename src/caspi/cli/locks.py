@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from caspi.cli.options import RUNS, JsonOption, RunsOption, app, as_json_text
+from caspi.cli.options import RUNS, JsonOption, RunsOption, app, as_json_text, values_file
 
 
 @app.command()
@@ -17,6 +17,10 @@ def lock(
     chart: Annotated[
         str | None,
         typer.Option("--chart", metavar="OCI", help="The chart in a registry: oci://host/caspi-train@sha256:..."),
+    ] = None,
+    values: Annotated[
+        list[Path] | None,
+        typer.Option("--values", "-f", help="More values of charts/caspi-train, committed; may be repeated."),
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option("--data-root", help="Where the data of the claim lies on this machine.")
@@ -31,7 +35,7 @@ def lock(
     from caspi.locks.model import plain
     from caspi.locks.write import write_lock
 
-    written = write_lock(round, cluster, chart, data_root, runs)
+    written = write_lock(round, cluster, chart, data_root, runs, {path: values_file(path) for path in values or []})
     if as_json:
         told = {"path": str(written.path), "outcome": written.outcome, "lock": plain(written.lock)}
         typer.echo(as_json_text(told), nl=False)

@@ -92,3 +92,18 @@ def find_target(argument: str, cluster_file: Path | None, runs: Path) -> Target:
 
 def as_json_text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+
+
+def values_file(path: Path) -> dict[str, Any]:
+    """More values of a chart; UserError when the file has none."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't be read: {error}", where=str(path)) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    if not isinstance(content, dict):
+        raise UserError("expected a mapping of values", where=str(path))
+    return json.loads(json.dumps(content))  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from caspi.errors import UserError
 from caspi.files import write_text
-from caspi.fleet.values import train_values
+from caspi.fleet.values import train_values, with_files
 from caspi.locks.inputs import locked_data, locked_model, locked_parent
 from caspi.locks.model import CHART, SUFFIX, Lock, LockedChart, LockedImages, OciChart, lock_text, plain, read_lock
 from caspi.locks.rendering import chart_at, rendered
@@ -33,20 +34,28 @@ class Written:
     outcome: Literal["written", "unchanged"]
 
 
-def write_lock(round_file: Path, cluster_file: Path, oci: str | None, data_root: Path | None, runs: Path) -> Written:
+def write_lock(
+    round_file: Path,
+    cluster_file: Path,
+    oci: str | None,
+    data_root: Path | None,
+    runs: Path,
+    more: Mapping[Path, Mapping[str, Any]] = {},
+) -> Written:
     """Write `<round>.lock.yaml` beside the round file, or find the same one there.
 
     `oci` is the chart in a registry, `data_root` where the claim's data lies on this machine; digests of large files
-    are kept in `runs` if it is there. UserError when the tree is not clean, something is not pinned, or another lock
-    of this name is there.
+    are kept in `runs` if it is there; `more` are files of values with their content, which lies over the others.
+    UserError when the tree is not clean, something is not pinned, or another lock of this name is there.
     """
     spec, cluster = load_round(round_file), load_cluster(cluster_file)
     if round_file.name != f"{spec.round}.yaml":
         raise UserError(f"holds the round {spec.round}: name the file {spec.round}.yaml", where=str(round_file))
     values = train_values(spec, cluster, where=str(cluster_file))
+    values = with_files(values, [(str(path), content) for path, content in more.items()])
     make_plan(spec, cluster)  # refuses what does not fit, before it is merged
     repository = find_repository(round_file.resolve().parent)
-    commit = _committed(repository, [round_file, cluster_file])
+    commit = _committed(repository, [round_file, cluster_file, *more])
     kubernetes = cluster.kubernetes
     assert kubernetes and kubernetes.images, "train_values asks for them"
     chart_in_registry = _oci(oci) if oci else None
