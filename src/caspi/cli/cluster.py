@@ -19,6 +19,7 @@ from caspi.cli.options import (
     app,
     as_json_text,
     find_target,
+    round_name,
     values_file,
 )
 from caspi.errors import UserError
@@ -242,13 +243,6 @@ def _found(api: Any, name: str) -> Any:
         return looks[0]
     there = ", ".join(one.name for one in read_snapshots(api)) or "none"
     raise UserError(f'no round "{name}" there; rounds are: {there}', where=api.where)
-
-
-def round_name(argument: str) -> str:
-    """Of a round's file, or the name itself."""
-    from caspi.spec import load_round
-
-    return load_round(Path(argument)).round if argument.endswith((".yaml", ".yml")) else argument
 
 
 def _approval(by: str | None, reason: str | None, audit: str | None) -> Any:

@@ -90,6 +90,13 @@ def find_target(argument: str, cluster_file: Path | None, runs: Path) -> Target:
     return Target(None, existing.spec, cluster, existing.path.parent, existing)
 
 
+def round_name(argument: str) -> str:
+    """Of a round's file, or the name itself."""
+    from caspi.spec import load_round
+
+    return load_round(Path(argument)).round if argument.endswith((".yaml", ".yml")) else argument
+
+
 def as_json_text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
 

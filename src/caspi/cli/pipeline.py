@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from caspi.cli.options import Target, as_json_text
+from caspi.cli.options import Target, as_json_text, round_name
 from caspi.errors import UserError
 
 
@@ -44,7 +44,6 @@ def submit_run(
 
 def run_status(name: str | None, cluster: Path | None, namespace: str | None, as_json: bool) -> None:
     """`caspi status --to kfp`."""
-    from caspi.cli.cluster import round_name
     from caspi.pipeline.state import describe, headline, render
     from caspi.pipeline.submission import newest
 
