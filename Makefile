@@ -42,7 +42,7 @@ demo-ctc demo-parakeet: demo-%:
 	$(BIN)/caspi run rounds/demo-$*.yaml --cluster clusters/laptop.yaml
 	@$(BIN)/caspi status demo-$*
 
-test: setup check ## lint, types, import contracts, then every test (about 12 minutes)
+test: setup check ## lint, types, import contracts, then every test (about 11 minutes)
 	$(BIN)/pytest -n 2 --dist loadfile -m "not browser and not slow and not cluster and not gitops and not flux and not kfp" --durations=10
 
 check: setup     ## ruff, mypy, import-linter, generated files up to date (1 minute)
@@ -55,12 +55,11 @@ check: setup     ## ruff, mypy, import-linter, generated files up to date (1 min
 test-browser: setup ## the report in headless Chromium (needs Debian's chromium)
 	$(BIN)/pytest -m browser
 
-test-engine: setup ## the engine's invariants for every family, elastic runs, a pipeline killed in training (about 9 minutes)
-	$(BIN)/pytest tests/test_engine_*.py tests/test_elastic.py --durations=10
-	$(BIN)/pytest -m slow tests/test_pipeline_local.py
+test-engine: setup ## what `make test` leaves out: elastic runs, every family killed and resumed, a killed pipeline (about 6 minutes)
+	$(BIN)/pytest -n 2 --dist loadfile -m slow --durations=10
 
-chaos: setup     ## demo-r2 killed 34 times at random points, 20 of them in training: the same records (about 8 minutes)
-	$(BIN)/python tests/chaos.py
+chaos: setup     ## demo-r2 killed KILLS=34 times at random points, 20 of them in training: the same records (about 8 minutes)
+	$(BIN)/python tests/chaos.py $(if $(KILLS),--kills $(KILLS))
 
 pipelines: setup ## compile the Kubeflow pipeline anew: pipelines/caspi-round.yaml; OPTIONS="--retries 3 --shm 16Gi -o FILE": another one
 	$(BIN)/python -W ignore -m pipelines.caspi_round $(OPTIONS)
