@@ -91,7 +91,7 @@ cluster-down:    ## stop it; PURGE=1: forget its state too
 cluster-env:     ## prints what a shell needs to use it: eval it
 	@tests/cluster/env
 
-test-cluster: setup ## the Kubernetes tests on a real cluster (about 30 minutes), of bare programs unless CONTEXT or WAY says otherwise (needs root then)
+test-cluster: setup ## the Kubernetes tests on a real cluster (about 35 minutes, images included), of bare programs unless CONTEXT or WAY says otherwise (needs root then)
 	@tests/cluster/up $(if $(CONTEXT),--context "$(CONTEXT)" --registry "$(REGISTRY)",--way "$(or $(WAY),bare)")
 	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m cluster tests/cluster --durations=20
 

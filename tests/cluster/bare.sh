@@ -4,7 +4,7 @@
 STATE=$HOME_DIR/state PKI=$HOME_DIR/state/pki PIDS=$HOME_DIR/state/run LOGS=$HOME_DIR/state/log CONF=$HOME_DIR/state/kube
 SOCKETS=/run/caspi-cluster # short: a socket's path may have 107 characters
 GATEWAY=10.200.0.1         # this machine on the nodes' bridge: API server and registry listen here only, never on the LAN
-OPERATOR=1.9.4 PAUSE=localhost/pause:2
+OPERATOR=1.9.4
 SERVICES=10.96.0.0/16 PODS=10.244.0.0/16 DNS=10.96.0.10
 KUBECTL=("$BIN/kubectl" --kubeconfig "$CONF/admin.conf")
 DEBIAN=(containerd runc containernetworking-plugins iptables iproute2 buildah docker-registry busybox-static openssl)

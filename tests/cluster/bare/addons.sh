@@ -16,15 +16,14 @@ load() { # TAG DOCKERFILE FILE...
 images_loaded() {
   local i tag
   for i in 0 1; do
-    for tag in "$PAUSE" localhost/coredns:1.12.4 "localhost/training-operator:$OPERATOR"; do
+    for tag in localhost/pause:1 localhost/coredns:1.12.4 "localhost/training-operator:$OPERATOR"; do
       ctr -a "$SOCKETS/node-$i/containerd.sock" -n k8s.io images ls -q 2>/dev/null | grep -x "$tag" >/dev/null || return 1 # not -q: that breaks the pipe
     done
   done
 }
 
 images() {
-  # it must end when asked to, which process 1 does only by a handler of its own: else every pod takes 20 s to go
-  load "$PAUSE" $'FROM scratch\nCOPY busybox /bin/busybox\nENTRYPOINT ["/bin/busybox","sh","-c","trap \'exit 0\' TERM; sleep 2147483647 & wait"]' "$(command -v busybox)"
+  load localhost/pause:1 $'FROM scratch\nCOPY busybox /bin/busybox\nENTRYPOINT ["/bin/busybox","sleep","2147483647"]' "$(command -v busybox)"
   load localhost/coredns:1.12.4 $'FROM scratch\nCOPY coredns /coredns\nENTRYPOINT ["/coredns"]' "$BIN/static/coredns"
   load "localhost/training-operator:$OPERATOR" $'FROM scratch\nCOPY training-operator.v1 /manager\nUSER 65532:65532\nENTRYPOINT ["/manager"]' "$BIN/static/training-operator.v1"
 }

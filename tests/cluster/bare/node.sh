@@ -42,7 +42,7 @@ state = "$sock/containerd"
 [grpc]
   address = "$sock/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "$PAUSE"
+  sandbox_image = "localhost/pause:1"
   disable_apparmor = true
   restrict_oom_score_adj = true
   stream_server_address = "127.0.0.1"
