@@ -68,7 +68,7 @@ def _download(repository: str, revision: str, files: str) -> list[str]:
         disable_progress_bars()
     there = _asked(
         repository,
-        lambda: HfApi(token=_token()).list_repo_files(repository, repo_type="dataset", revision=revision),
+        lambda: HfApi(token=token()).list_repo_files(repository, repo_type="dataset", revision=revision),
     )
     matches = file_pattern(files).fullmatch
     names = sorted(name for name in there if matches(name) and name.endswith(SUFFIXES))
@@ -83,7 +83,7 @@ def _download(repository: str, revision: str, files: str) -> list[str]:
             repo_type="dataset",
             revision=revision,
             allow_patterns=[_literal(name) for name in names],
-            token=_token(),
+            token=token(),
             max_workers=4,
         ),
     )
@@ -117,7 +117,7 @@ def _asked(repository: str, call: Callable[[], Answer]) -> Answer:
 
 def _refused(repository: str, status: int) -> UserError:
     if status in (401, 403):
-        state = "HF_TOKEN has no access to it" if _token() else "HF_TOKEN is not set"
+        state = "HF_TOKEN has no access to it" if token() else "HF_TOKEN is not set"
         return UserError(
             f"{repository}: the hub does not let us read it ({status}) and {state}; accept its terms on its page, "
             "then export HF_TOKEN=..."
@@ -133,14 +133,14 @@ def _not_pinned(repository: str, revision: str) -> UserError:
 
     way_out = f"take one from https://huggingface.co/datasets/{repository}/commits/main"
     try:
-        now = HfApi(token=_token()).dataset_info(repository, revision=revision, timeout=10).sha
+        now = HfApi(token=token()).dataset_info(repository, revision=revision, timeout=10).sha
         way_out = f"it is {now} now: write that"
     except OSError:
         pass
     return UserError(f'{repository}: revision "{revision}" is no full commit and may move; {way_out}')
 
 
-def _token() -> str | bool:
+def token() -> str | bool:
     """From the environment only: False keeps the client from looking at what a login left on this machine."""
     return os.environ.get("HF_TOKEN") or False
 

@@ -39,8 +39,8 @@ def train_values(
         raise UserError(*problems, where=where)
     assert kubernetes.images, "_problems asks for them"
     values = TrainValues(
-        round=Round(name=spec.round, digest=spec.digest, file=_text(spec.model_dump_json(exclude_none=True))),
-        cluster=_text(cluster.model_dump_json(exclude={"kubernetes"}, exclude_defaults=True)),
+        round=Round(name=spec.round, digest=spec.digest, file=file_text(spec.model_dump_json(exclude_none=True))),
+        cluster=file_text(cluster.model_dump_json(exclude={"kubernetes"}, exclude_defaults=True)),
         image=_image(kubernetes.images.train),
         launcher=_image(kubernetes.images.launcher) if kubernetes.images.launcher else None,
         workers=_workers(cluster, kubernetes),
@@ -70,6 +70,11 @@ def with_files(values: Mapping[str, Any], files: Sequence[tuple[str, Mapping[str
 def values_text(values: Mapping[str, Any]) -> str:
     """YAML for people and for Helm; texts of several lines as blocks."""
     return yaml.dump(dict(values), Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=120)
+
+
+def file_text(json_text: str) -> str:
+    """A round or a cluster, from its JSON, as the text of a file that pods and pipelines are given."""
+    return yaml.safe_dump(json.loads(json_text), sort_keys=False, allow_unicode=True, width=120)
 
 
 def _problems(spec: RoundSpec, cluster: ClusterSpec) -> list[str]:
@@ -140,10 +145,6 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         there = merged.get(name)
         merged[name] = _merge(there, value) if isinstance(there, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _text(json_text: str) -> str:
-    return yaml.safe_dump(json.loads(json_text), sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Blocks(yaml.SafeDumper):

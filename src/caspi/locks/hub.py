@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from caspi.corpus.hub import token
 from caspi.errors import StageFailed, UserError
 from caspi.files import digest
 
@@ -52,14 +52,13 @@ def _asked(where: str, call: Callable[[HfApi], Answer]) -> Answer:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
-    token = os.environ.get("HF_TOKEN") or False  # False: not what a login left on this machine
     for attempt in range(ATTEMPTS):
         try:
-            return call(HfApi(token=token))
+            return call(HfApi(token=token()))
         except HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if status < 500 and status != 429:
-                raise _refused(where, status, bool(token)) from None
+                raise _refused(where, status) from None
             why = f"answers {status}"
         except OSError as error:  # what the client raises on a bad connection derives from it
             why = type(error.__cause__ or error.__context__ or error).__name__
@@ -71,9 +70,9 @@ def _asked(where: str, call: Callable[[HfApi], Answer]) -> Answer:
     )
 
 
-def _refused(where: str, status: int, token: bool) -> UserError:
+def _refused(where: str, status: int) -> UserError:
     if status in (401, 403):
-        state = "HF_TOKEN has no access to it" if token else "HF_TOKEN is not set"
+        state = "HF_TOKEN has no access to it" if token() else "HF_TOKEN is not set"
         return UserError(f"{where}: the hub does not let us read it ({status}) and {state}; accept its terms first")
     if status == 404:
         return UserError(f"{where}: no such repository or revision on the hub; write a full commit of it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from caspi.charts.train import Approval
 from caspi.charts.values import Storage
 from caspi.errors import UserError
 from caspi.files import file_digest
-from caspi.fleet.values import train_values
+from caspi.fleet.values import file_text, train_values
 from caspi.pipeline.package import NAME
 from caspi.spec import ClusterSpec, RoundSpec
 
@@ -55,11 +54,11 @@ def parameters(
             where=where,
         )
     # In a pod there is no kubeconfig, and the endpoint of this machine means nothing.
-    plain = json.loads(cluster.model_dump_json(exclude_defaults=True, exclude={"kubernetes": {"context", "pipelines"}}))
+    where_to = cluster.model_dump_json(exclude_defaults=True, exclude={"kubernetes": {"context", "pipelines"}})
     signed = approval or Approval.model_construct(by="", reason="", audit="")
     return {
-        "round": _text(json.loads(spec.model_dump_json(exclude_none=True))),
-        "cluster": _text(plain),
+        "round": file_text(spec.model_dump_json(exclude_none=True)),
+        "cluster": file_text(where_to),
         "digest": spec.digest,
         "image": kubernetes.images.train,
         "launcher": kubernetes.images.launcher,
@@ -108,10 +107,6 @@ def fitting(given: dict[str, Any], package: Package) -> dict[str, Any]:
             f"the pipeline {' and '.join(said)}: it is not of this version of Caspi", where=str(package.path)
         )
     return {name: value for name, value in given.items() if name in package.parameters}
-
-
-def _text(plain: Any) -> str:
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

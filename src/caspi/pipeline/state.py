@@ -127,7 +127,7 @@ def problem(run: Run) -> CaspiError | None:
     return None
 
 
-def describe(run: Run, url: str, now: datetime | None = None) -> dict[str, Any]:
+def describe(run: Run, url: str) -> dict[str, Any]:
     """For `--json`: stable names."""
     return {
         "round": run.round,
