@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM = false
 export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check test-engine test-browser chaos generate charts images image-pins cluster-up cluster-down cluster-env test-cluster test-gitops test-flux test-kfp pipelines pipeline-demo constraints bench bench-train clean
+.PHONY: help setup demo test check test-engine test-browser chaos generate charts images image-pins cluster-up cluster-down cluster-env test-cluster test-pipeline test-gitops test-flux test-kfp pipelines pipeline-demo constraints bench bench-train clean
 
 help:            ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,7 @@ demo-ctc demo-parakeet: demo-%:
 	@$(BIN)/caspi status demo-$*
 
 test: setup check ## lint, types, import contracts, then every test (about 11 minutes)
-	$(BIN)/pytest -n 2 --dist loadfile -m "not browser and not slow and not cluster and not gitops and not flux and not kfp" --durations=10
+	$(BIN)/pytest -n 2 --dist loadfile -m "not browser and not slow and not cluster and not pipeline and not gitops and not flux and not kfp" --durations=10
 
 check: setup     ## ruff, mypy, import-linter, generated files up to date (1 minute)
 	$(BIN)/ruff check .
@@ -91,9 +91,15 @@ cluster-down:    ## stop it; PURGE=1: forget its state too
 cluster-env:     ## prints what a shell needs to use it: eval it
 	@tests/cluster/env
 
-test-cluster: setup ## the Kubernetes tests on a real cluster (about 35 minutes, images included), of bare programs unless CONTEXT or WAY says otherwise (needs root then)
-	@tests/cluster/up $(if $(CONTEXT),--context "$(CONTEXT)" --registry "$(REGISTRY)",--way "$(or $(WAY),bare)")
-	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m cluster tests/cluster --durations=20
+CLUSTER_UP = tests/cluster/up $(if $(CONTEXT),--context "$(CONTEXT)" --registry "$(REGISTRY)",--way "$(or $(WAY),bare)")
+
+test-cluster: setup ## the Kubernetes tests on a real cluster (about 17 minutes, and 6 to build and pull the images), of bare programs unless CONTEXT or WAY says otherwise (needs root then)
+	@$(CLUSTER_UP)
+	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m cluster -n 2 tests/cluster --durations=20
+
+test-pipeline: setup ## the pipeline in the real images: in containers alone, and with an elastic job on that cluster (about 7 minutes)
+	@$(CLUSTER_UP)
+	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m pipeline tests/cluster --durations=5
 
 test-gitops: setup ## rounds by a real Argo CD on the local cluster of bare programs (about 6 minutes; 10 more to build it, once)
 	@tests/cluster/up --way bare

@@ -28,7 +28,9 @@ class Settings:
     shm: str = "8Gi"
     """/dev/shm of train (as a process) and benchmark: data workers pass batches through it. It is a part of memory."""
     retries: int = 2
-    """Tries more, 30, 60, ... seconds apart. What would only fail again ends at once (caspi.pipeline.ending)."""
+    """Tries more. What would only fail again ends at once (caspi.pipeline.ending)."""
+    retry_after: int = 30
+    """Seconds until a step is tried again; twice as long each time, and five minutes at most."""
     hours: Mapping[str, float] = field(
         default_factory=lambda: {
             "export": 24.0,
@@ -174,7 +176,7 @@ def pipeline(settings: Settings = Settings()) -> dsl.base_component.BaseComponen
             # cache knows only parameters: after the directory is deleted it would hand on records that are gone.
             task.set_caching_options(False)
             if settings.retries:
-                task.set_retry(settings.retries, "30s", 2.0, "300s")
+                task.set_retry(settings.retries, f"{settings.retry_after}s", 2.0, "300s")
             kubernetes.set_timeout(task, int(3600 * settings.hours[task.name]))
             kubernetes.mount_pvc(task, claim, CLAIM_MOUNT)
             kubernetes.use_secret_as_env(task, huggingface_secret, {"token": "HF_TOKEN"}, optional=True)
@@ -218,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, default=HERE / f"{NAME}.yaml")
     parser.add_argument("--shm", default=default.shm, help="of train and benchmark (default: %(default)s)")
     parser.add_argument("--retries", type=int, default=default.retries, help="of a step (default: %(default)s)")
+    parser.add_argument("--retry-after", type=int, default=default.retry_after, help="seconds (default: %(default)s)")
     parser.add_argument("--timeout", action="append", default=[], metavar="STEP=HOURS", help=", ".join(STEPS))
     parser.add_argument("--resources", action="append", default=[], metavar="STEP=CPU,MEMORY", help="train=2,8Gi")
     given = parser.parse_args(argv)
@@ -239,7 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not (cpu and comma and memory):
             parser.error(f"--resources {step}={value}: CPU and memory, for example train=2,8Gi")
         resources[step] = (cpu, memory)
-    settings = Settings(given.shm, given.retries, {**default.hours, **hours}, {**default.resources, **resources})
+    hours, resources = {**default.hours, **hours}, {**default.resources, **resources}
+    settings = Settings(given.shm, given.retries, given.retry_after, hours, resources)
     compile_to(given.output, settings)
 
 

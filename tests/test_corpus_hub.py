@@ -107,8 +107,8 @@ QUESTIONS = [
         "UserError",
         'revision "v9" is no full commit and may move; take one from https://',
     ),
-    (("owner/none", COMMIT, "**/*"), "UserError", "no such dataset, revision or file on the hub"),
-    (("owner/crowd", "f" * 40, "**/*"), "UserError", "no such dataset, revision or file on the hub"),
+    (("owner/none", COMMIT, "**/*"), "UserError", "no such repository, revision or file on the hub"),
+    (("owner/crowd", "f" * 40, "**/*"), "UserError", "no such repository, revision or file on the hub"),
     (
         ("owner/crowd", COMMIT, "*.wav"),
         "UserError",

@@ -21,8 +21,8 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
+from caspi.corpus import hub as hub_module
 from caspi.files import digest, folder_digest
-from caspi.locks import hub as hub_module
 from caspi.locks import rendering
 from caspi.locks.model import Lock, lock_text, plain, read_lock
 from caspi.spec import load_cluster, load_round
@@ -467,8 +467,8 @@ def test_hub_data_is_pinned_by_what_is_read(project: Project, at: Callable[[str]
 
 HUB_REFUSES = [
     ({"revision": "main"}, {}, f'"main" is no full commit and may move; it is {COMMIT} now: write that'),
-    ({"revision": "v9"}, {}, "no such repository or revision on the hub"),
-    ({"revision": "f" * 40}, {}, "no such repository or revision on the hub"),
+    ({"revision": "v9"}, {}, "no such repository, revision or file on the hub"),
+    ({"revision": "f" * 40}, {}, "no such repository, revision or file on the hub"),
     ({"files": "*.wav"}, {}, "holds no file that the round reads; it has a.parquet"),
     ({}, {"token": "hf_right"}, "the hub does not let us read it (401) and HF_TOKEN is not set"),
 ]
@@ -495,7 +495,7 @@ def test_a_hub_out_of_reach_is_one_line(project: Project, at: Callable[[str], No
     done = project.locks()
     assert (done.code, done.err.count("\n")) == (4, 1)
     assert f"{there.url} is out of reach (" in done.err
-    assert "then lock again" in done.err
+    assert "then run the same command again" in done.err
 
 
 def test_a_base_model_is_pinned_by_all_pages_of_its_files(project: Project, at: Callable[[str], None]) -> None:

@@ -283,7 +283,8 @@ def test_it_compiles_to_the_same_bytes_anywhere(tmp_path: Path) -> None:
 
 
 def test_what_kubeflow_takes_at_compile_time_are_options(tmp_path: Path) -> None:
-    options = ["--shm", "1Gi", "--retries", "5", "--timeout", "train=2", "--resources", "train=8,64Gi"]
+    options = ["--shm", "1Gi", "--retries", "5", "--retry-after", "7", "--timeout", "train=2"]
+    options += ["--resources", "train=8,64Gi"]
     text = compiled(tmp_path / "other.yaml", *options)
     found = list(yaml.safe_load_all(text.replace("sdkVersion: kfp", "sdkVersion: kfp-2.17.0")))
     assert problems(found) == []
@@ -291,6 +292,7 @@ def test_what_kubeflow_takes_at_compile_time_are_options(tmp_path: Path) -> None
     assert _settings(found, "audit")["activeDeadlineSeconds"] == "86400"
     assert _settings(found, "benchmark")["emptyDirMounts"][0]["sizeLimit"] == "1Gi"
     assert {task["retryPolicy"]["maxRetryCount"] for _, _, task in tasks(found[0])} == {5}
+    assert {task["retryPolicy"]["backoffDuration"] for _, _, task in tasks(found[0])} == {"7s"}
     assert _executor(found, "train")["resources"]["resourceMemoryRequest"] == "64Gi"
 
 

@@ -328,7 +328,7 @@ def test_pods_do_not_forget_where_the_round_is(round_dir: RoundDir, tmp_path: Pa
 
 def freed(round_dir: RoundDir, run: str = "run-1") -> tuple[bool, list[str]]:
     said: list[str] = []
-    return free(round_dir.spec, round_dir.cluster, run, said.append), said
+    return free(round_dir.spec, round_dir.cluster, run, said.append, round_dir.path), said
 
 
 def there(round_dir: RoundDir, run: str, *conditions: str) -> None:
@@ -360,6 +360,25 @@ def test_what_stays(round_dir: RoundDir, run: str, conditions: tuple[str, ...], 
     done, said = freed(round_dir)
     assert (done, Cluster.job is not None, Cluster.values is not None) == (False, True, True)
     assert "".join(said) == line
+
+
+@pytest.mark.parametrize(("run", "gone"), [("run-1", True), ("run-2", False)])
+def test_a_step_that_was_killed_before_its_name_was_on_the_job(round_dir: RoundDir, run: str, gone: bool) -> None:
+    """Between Helm's install and the label: the job is of the run that was asking for it, and of no other."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> bool:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(job_module, "_own", killed)
+        train(round_dir)
+    assert label() is None
+    done, said = freed(round_dir, run)
+    assert (done, Cluster.job is None) == (gone, gone)
+    assert gone or "is of no run: it stays" in said[0]
 
 
 def test_there_is_nothing_to_take_off(round_dir: RoundDir) -> None:

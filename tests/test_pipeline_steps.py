@@ -185,7 +185,7 @@ def test_the_last_step_frees_what_its_run_took(
 ) -> None:
     work = make_work(tmp_path)
     freed: list[str] = []
-    monkeypatch.setattr(job, "free", lambda spec, cluster, run, say: freed.append(f"{spec.round} {run}") is None)
+    monkeypatch.setattr(job, "free", lambda spec, cluster, run, *_: freed.append(f"{spec.round} {run}") is None)
     steps.free(**given(work), train_by="helm", run="run-1", state="CANCELLED")
     assert freed == ["small run-1"]
     assert "its GPUs are free" in capfd.readouterr().err

@@ -28,7 +28,9 @@ def main(file: Path) -> int:
     images = arguments["image"], arguments["launcher"]
     with ends_known() as ended:
         try:
-            pipeline(Settings(images=images, trainer=arguments["trainer"], retries=given["retries"]))(**arguments)
+            # Soon, so that a job that a step has left is still there for its next try, however fast the machine is.
+            settings = Settings(retries=given["retries"], retry_after=2, images=images, trainer=arguments["trainer"])
+            pipeline(settings)(**arguments)
         except RuntimeError as error:
             print(error, file=sys.stderr, flush=True)
             return 1

@@ -24,7 +24,11 @@ from caspi.records.record import STAGES, Record, read_record
 from caspi.spec.load import load_round
 from tests.cluster.kube import HOUSE, UID
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.pipeline,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore:.*have no effect in the current local runner"),
+]
 
 TRAIN, LAUNCHER = "localhost/caspi-train:latest", "localhost/caspi-launcher:latest"
 """As images/build names them on the machine that builds."""

@@ -40,7 +40,7 @@ from tests.cluster.kube import (
     until,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 TRAIN, LAUNCHER = "localhost/caspi-train:latest", "localhost/caspi-launcher:latest"
 """As images/build names them on the machine that builds."""
 STEPS = ("export", "audit", "gate", "train", "benchmark", "compare", "report", "free")

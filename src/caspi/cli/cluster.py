@@ -11,6 +11,9 @@ import typer
 
 from caspi.cli.options import (
     RUNS,
+    ApproveAudit,
+    ApproveBy,
+    ApproveReason,
     ContextOption,
     JsonOption,
     NamespaceOption,
@@ -20,6 +23,7 @@ from caspi.cli.options import (
     as_json_text,
     find_target,
     round_name,
+    signed,
     values_file,
 )
 from caspi.errors import UserError
@@ -44,13 +48,9 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait", help="Until training has ended, with the exit code it ends with.")
     ] = False,
-    approve_by: Annotated[
-        str | None, typer.Option("--approve-by", help="Sign an audit that says CAUTION: who.")
-    ] = None,
-    approve_reason: Annotated[str | None, typer.Option("--approve-reason", help="Why training may go on.")] = None,
-    approve_audit: Annotated[
-        str | None, typer.Option("--approve-audit", help="Which audit, as status names it.")
-    ] = None,
+    approve_by: ApproveBy = None,
+    approve_reason: ApproveReason = None,
+    approve_audit: ApproveAudit = None,
     pipeline: Annotated[
         Path | None,
         typer.Option("--pipeline", metavar="FILE", help="kfp: a compiled pipeline. [default: the one of this version]"),
@@ -65,12 +65,14 @@ def submit(
     Example: caspi submit rounds/hebrew-r2.yaml --cluster clusters/8xa100-40gb.yaml
     Example: caspi submit rounds/hebrew-r2.yaml --cluster clusters/8xa100-40gb.yaml --to kfp
     """
+    from caspi.charts.train import Approval
     from caspi.fleet.values import train_values, values_text, with_files
     from caspi.plan import make_plan
 
     target = find_target(round, cluster, runs)
     make_plan(target.spec, target.cluster, target.existing)  # refuses what does not fit before anything is started
-    approval = _approval(approve_by, approve_reason, approve_audit)
+    signature = signed(approve_by, approve_reason, approve_audit)
+    approval = Approval(**signature) if signature else None
     if to == "kfp":
         if values:
             raise UserError("--values goes with --to helm: the pipeline has no word for it")
@@ -243,20 +245,6 @@ def _found(api: Any, name: str) -> Any:
         return looks[0]
     there = ", ".join(one.name for one in read_snapshots(api)) or "none"
     raise UserError(f'no round "{name}" there; rounds are: {there}', where=api.where)
-
-
-def _approval(by: str | None, reason: str | None, audit: str | None) -> Any:
-    from caspi.charts.train import Approval
-
-    given = {"by": by, "reason": reason, "audit": audit}
-    missing = [f"--approve-{name}" for name, value in given.items() if not value]
-    if len(missing) == len(given):
-        return None
-    if missing:
-        raise UserError(f"{', '.join(missing)}: missing; an approval says who signs which audit, and why")
-    if not re.fullmatch(r"[0-9a-f]{12,64}", audit or ""):
-        raise UserError(f"--approve-audit {audit}: no digest of an audit; `caspi status` names it")
-    return Approval(by=by or "", reason=reason or "", audit=audit or "")
 
 
 def _seconds(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -36,6 +37,12 @@ WhereOption = Annotated[
 ]
 NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="[default: the context's]")]
 ContextOption = Annotated[str | None, typer.Option("--context", help="Of the kubeconfig. [default: the current one]")]
+ApproveBy = Annotated[str | None, typer.Option("--approve-by", help="Sign an audit that says CAUTION: who.")]
+ApproveReason = Annotated[str | None, typer.Option("--approve-reason", help="Why training may go on.")]
+ApproveAudit = Annotated[
+    str | None,
+    typer.Option("--approve-audit", help="Which audit: 12 digits or more of its digest, as status names it."),
+]
 RUNS = Path("runs")
 
 
@@ -95,6 +102,22 @@ def round_name(argument: str) -> str:
     from caspi.spec import load_round
 
     return load_round(Path(argument)).round if argument.endswith((".yaml", ".yml")) else argument
+
+
+def signed(by: str | None, reason: str | None, audit: str | None) -> dict[str, str] | None:
+    """What the three options of an approval say; UserError when some are missing."""
+    given = {"by": by or "", "reason": reason or "", "audit": audit or ""}
+    missing = [f"--approve-{name}" for name, value in given.items() if not value]
+    if len(missing) == len(given):
+        return None
+    if missing:
+        raise UserError(f"{', '.join(missing)}: missing; an approval says who signs which audit, and why")
+    if not re.fullmatch(r"[0-9a-f]{12,64}", given["audit"]):
+        raise UserError(
+            f"--approve-audit {audit}: no digest of an audit; give at least 12 digits of the one that the gate's "
+            "refusal and `caspi status` name"
+        )
+    return given
 
 
 def as_json_text(value: object) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from caspi.cli.options import app
+from caspi.cli.options import ApproveAudit, ApproveBy, ApproveReason, app, signed
 from caspi.errors import UserError
 
 RoundFile = Annotated[Path, typer.Option("--round", help="The round file.")]
@@ -39,11 +38,9 @@ def prepare(
         str | None, typer.Option("--start", metavar="NAMESPACE/NAME", help="The PyTorchJob that may run then.")
     ] = None,
     queue: Annotated[str | None, typer.Option("--queue", help="Hand it to this Kueue LocalQueue instead.")] = None,
-    approve_by: Annotated[
-        str | None, typer.Option("--approve-by", help="Sign an audit that says CAUTION: who.")
-    ] = None,
-    approve_reason: Annotated[str | None, typer.Option("--approve-reason", help="Why training may go on.")] = None,
-    approve_audit: Annotated[str | None, typer.Option("--approve-audit", help="Which audit: its digest.")] = None,
+    approve_by: ApproveBy = None,
+    approve_reason: ApproveReason = None,
+    approve_audit: ApproveAudit = None,
     assist: Annotated[
         bool, typer.Option("--assist", help="Take parts of the work of another pod that prepares this round.")
     ] = False,
@@ -64,7 +61,8 @@ def prepare(
         namespace, slash, name = (start or "").partition("/")
         if start is not None and not (namespace and slash and name):
             raise UserError(f"--start {start}: write NAMESPACE/NAME")
-        approval = _approval(approve_by, approve_reason, approve_audit)
+        signature = signed(approve_by, approve_reason, approve_audit)
+        approval = preparation.Approval(**signature) if signature else None
         round_dir = preparation.adopt(round, cluster, runs, digest)
         _say(f"{round_dir.spec.round}  sha256:{digest[:12]}  in {round_dir.path}")
         preparation.prepare(round_dir, approval, _say)
@@ -96,19 +94,6 @@ def fetch(
     with handed_on(failure_to) if failure_to else last_message():
         end_when_asked()
         _say(fetch_all(adopt(round, cluster, runs, digest)))
-
-
-def _approval(by: str | None, reason: str | None, audit: str | None) -> Any:
-    from caspi.execution.prepare import Approval
-
-    given = {"by": by, "reason": reason, "audit": audit}
-    if not any(given.values()):
-        return None
-    if missing := [f"--approve-{name}" for name, value in given.items() if not value]:
-        raise UserError(f"{', '.join(missing)}: missing; an approval says who signs which audit, and why")
-    if not re.fullmatch(r"[0-9a-f]{12,64}", str(audit)):
-        raise UserError(f"--approve-audit {audit}: at least 12 digits of the digest that the gate's refusal names")
-    return Approval(**{name: str(value) for name, value in given.items()})
 
 
 def _say(line: str) -> None:

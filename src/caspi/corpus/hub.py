@@ -66,7 +66,7 @@ def _download(repository: str, revision: str, files: str) -> list[str]:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    there = _asked(
+    there = asked(
         repository,
         lambda: HfApi(token=token()).list_repo_files(repository, repo_type="dataset", revision=revision),
     )
@@ -76,7 +76,7 @@ def _download(repository: str, revision: str, files: str) -> list[str]:
         some = ", ".join(sorted(there)[:4])
         raise UserError(f"{repository}: no {' or '.join(SUFFIXES)} file matches files: {files}; it has {some}")
     print(f"downloading {len(names)} files of {repository}@{revision[:8]}", file=sys.stderr)
-    _asked(
+    asked(
         repository,
         lambda: snapshot_download(
             repository,
@@ -90,8 +90,11 @@ def _download(repository: str, revision: str, files: str) -> list[str]:
     return names
 
 
-def _asked(repository: str, call: Callable[[], Answer]) -> Answer:
-    """The answer of the hub. A broken connection is tried again; what came through stays and is not sent twice."""
+def asked(where: str, call: Callable[[], Answer]) -> Answer:
+    """The answer of the hub. A broken connection is tried again; what came through stays and is not sent twice.
+
+    `where` names the repository, and perhaps what named it.
+    """
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -101,30 +104,30 @@ def _asked(repository: str, call: Callable[[], Answer]) -> Answer:
         except HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if status < 500 and status != 429:
-                raise _refused(repository, status) from None
+                raise _refused(where, status) from None
             why = f"answers {status}"
         except OSError as error:  # the base of what the client raises on a bad connection, too
             if error.errno in _DISK:
-                raise StageFailed(f"{repository}: the download can't be written: {error.strerror}") from None
+                raise StageFailed(f"{where}: the download can't be written: {error.strerror}") from None
             why = type(error.__cause__ or error.__context__ or error).__name__
         if attempt + 1 < ATTEMPTS:
             time.sleep(PAUSE_SECONDS * 2**attempt)
     raise StageFailed(
-        f"{repository}: {constants.ENDPOINT} is out of reach ({why}, {ATTEMPTS} times); check the network, HTTPS_PROXY "
+        f"{where}: {constants.ENDPOINT} is out of reach ({why}, {ATTEMPTS} times); check the network, HTTPS_PROXY "
         "and HF_ENDPOINT, then run the same command again: it goes on where it stopped"
     )
 
 
-def _refused(repository: str, status: int) -> UserError:
+def _refused(where: str, status: int) -> UserError:
     if status in (401, 403):
         state = "HF_TOKEN has no access to it" if token() else "HF_TOKEN is not set"
         return UserError(
-            f"{repository}: the hub does not let us read it ({status}) and {state}; accept its terms on its page, "
+            f"{where}: the hub does not let us read it ({status}) and {state}; accept its terms on its page, "
             "then export HF_TOKEN=..."
         )
     if status == 404:
-        return UserError(f"{repository}: no such dataset, revision or file on the hub; check hub, revision and files")
-    return UserError(f"{repository}: the hub refuses the request ({status})")
+        return UserError(f"{where}: no such repository, revision or file on the hub; check name, commit and files")
+    return UserError(f"{where}: the hub refuses the request ({status})")
 
 
 def _not_pinned(repository: str, revision: str) -> UserError:

@@ -10,13 +10,14 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from caspi.audit.gate import check_gate
 from caspi.errors import StageFailed, Unanswered, UserError
 from caspi.execution.start import change, check_same_round
 from caspi.execution.surroundings import is_trained
-from caspi.files import file_digest
+from caspi.files import file_digest, read_json, write_json
 from caspi.fleet.api import PYTORCHJOBS, Api, Changed, NotFound, Object, connect
 from caspi.fleet.cancel import cancel
 from caspi.fleet.chart import chart_folder
@@ -35,6 +36,8 @@ Say = Callable[[str], None]
 Answer = TypeVar("Answer")
 RUN = "caspi.dev/pipeline-run"
 """Label of a PyTorchJob: the run that asked for it last."""
+ASKING = ".pipeline/job.json"
+"""In the round directory: the run that asks for the job. Helm makes it without a label, which comes a moment later."""
 FREED = "freed"
 """Its value once a run has given the job up: nobody adopts it any more."""
 PATIENCE = 1800.0
@@ -61,6 +64,7 @@ def train_by_helm(round_dir: RoundDir, run: str, say: Say) -> None:
     name = round_dir.spec.round
     values = {**train_values(round_dir.spec, round_dir.cluster, where="cluster"), "preparation": {"enabled": False}}
     _patiently(lambda: _make_way(place, round_dir, say), say)
+    write_json(round_dir.path / ASKING, {"run": _label(run)})
     _patiently(lambda: _submit(place, round_dir.spec, values, run, say), say)
     ended = _follow(place, name, round_dir.cluster.nodes, say)
     if problem := verdict(ended):
@@ -68,13 +72,19 @@ def train_by_helm(round_dir: RoundDir, run: str, say: Say) -> None:
     _wait_for_record(round_dir)
 
 
-def free(spec: RoundSpec, cluster: ClusterSpec, run: str, say: Say) -> bool:
+def free(spec: RoundSpec, cluster: ClusterSpec, run: str, say: Say, round_dir: Path | None = None) -> bool:
     """Take the job off the cluster, with its pods and its release, when this run was the last to ask for it and it has
-    not ended. Checkpoints stay. False when there was nothing to do."""
+    not ended. Checkpoints stay. False when there was nothing to do.
+
+    With its directory also one that this run put there and was killed before it could write its name on it.
+    """
     if cluster.kubernetes is None:
         return False
     place = Place.of(cluster)
-    if not _patiently(lambda: _give_up(place.api, spec.round, _label(run), say), say):
+    owners = {_label(run), FREED}
+    if round_dir and _asking(round_dir) == _label(run):
+        owners.add("")
+    if not _patiently(lambda: _give_up(place.api, spec.round, owners, say), say):
         return False
     return _patiently(lambda: cancel(place.api, place.helm, spec.round, True, say), say)
 
@@ -166,7 +176,14 @@ def _own(place: Place, name: str, label: str) -> bool:
         return True
 
 
-def _give_up(api: Api, name: str, label: str, say: Say) -> bool:
+def _asking(round_dir: Path) -> str:
+    try:
+        return str(read_json(round_dir / ASKING)["run"])
+    except (UserError, KeyError, TypeError):
+        return ""
+
+
+def _give_up(api: Api, name: str, owners: set[str], say: Say) -> bool:
     """Whether the job is this run's to take off; no other run adopts it from here on."""
     while True:
         try:
@@ -174,7 +191,7 @@ def _give_up(api: Api, name: str, label: str, say: Say) -> bool:
             owner = _run_of(job)
             if holds(job, "Succeeded") or holds(job, "Failed"):
                 return False  # it holds no GPU; why it failed is still to be read
-            if owner not in (label, FREED):
+            if owner not in owners:
                 say(f"PyTorchJob {name} is {f'of run {owner}' if owner else 'of no run'}: it stays")
                 return False
             api.patch(f"{PYTORCHJOBS}/{name}", job, {"metadata": {"labels": {RUN: FREED}}})

@@ -133,14 +133,15 @@ def free(round: str, cluster: str, digest: str, runs: str, train_by: str, run: s
     """The last step, whatever became of the others: no GPU stays taken, and a round that ended early has its page."""
     with one_line():
         spec, where = _specs(round, cluster, digest)
+        place = round_path(Path(runs), spec)
         say(f"{spec.round}: the run ended as {state}")
         if train_by == "helm":
             from caspi.pipeline.job import free
 
-            say("its GPUs are free" if free(spec, where, run, say) else "it holds no GPU")
+            say("its GPUs are free" if free(spec, where, run, say, place) else "it holds no GPU")
         else:
             say("training was a process of its step, and ended with it: it holds no GPU")
-        _last_page(round_path(Path(runs), spec))
+        _last_page(place)
 
 
 def _performed(round_dir: RoundDir, stage: StageName, how: Callable[[RoundDir], None] | None = None) -> Record:
