@@ -121,7 +121,7 @@ node_kill() { # INDEX
   for path in $(ip netns list | grep -oE '^cni-[0-9a-f-]+'); do
     ip -n "$path" -4 -o addr show 2>/dev/null | grep " 10\.244\.$i\." >/dev/null && ip netns del "$path"
   done
-  grep -oE " ($STATE|$SOCKETS)/node-$i/[^ ]*" /proc/mounts | sort -r | xargs -r -n1 umount -l
+  { grep -oE " ($STATE|$SOCKETS)/node-$i/[^ ]*" /proc/mounts || true; } | sort -r | xargs -r -n1 umount -l
   ! grep -q " \($STATE\|$SOCKETS\)/node-$i/" /proc/mounts || die "mounts of node $i stay: see /proc/mounts"
   rm -rf "$SOCKETS/node-$i" "$STATE/node-$i/addresses"
 }
