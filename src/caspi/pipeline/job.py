@@ -179,7 +179,7 @@ def _own(place: Place, name: str, label: str) -> bool:
 def _asking(round_dir: Path) -> str:
     try:
         return str(read_json(round_dir / ASKING)["run"])
-    except (UserError, KeyError, TypeError):
+    except (UserError, OSError, KeyError, TypeError):
         return ""
 
 
