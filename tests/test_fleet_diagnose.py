@@ -358,6 +358,28 @@ def test_each_cause_has_its_line(name: str, snapshot: Snapshot, line: str) -> No
     assert f"{cause.who}  {cause.line}" in render(found)
 
 
+def kept(thing: Object) -> Object:
+    """As Argo CD makes it, as application asr-demo."""
+    notes = {**(thing["metadata"].get("annotations") or {}), "argocd.argoproj.io/tracking-id": "asr-demo:kind:asr/demo"}
+    return {**thing, "metadata": {**thing["metadata"], "annotations": notes}}
+
+
+@pytest.mark.parametrize(
+    "snapshot", [one for _, one, _ in CASES], ids=[f"{name}-{n}" for n, (name, _, _) in enumerate(CASES)]
+)
+def test_nobody_is_sent_to_submit_what_argo_cd_keeps(snapshot: Snapshot) -> None:
+    job = kept(snapshot.job) if snapshot.job else None
+    looked = replace(snapshot, job=job, jobs=[kept(one) for one in snapshot.jobs])
+    assert "caspi submit" not in render(diagnose(looked))
+
+
+def test_what_argo_cd_keeps_goes_on_and_is_signed_there() -> None:
+    at_the_gate = look(kept(WAITS), ended(3, CAUTION, name="demo-gate-1234abcd-x1y2z"), jobs=[kept(GATE)])
+    assert "sign audit 0123456789ab in Argo CD's application asr-demo: docs/gitops.md" in render(diagnose(at_the_gate))
+    failed = look(kept(RUNNING), ended(4, LastMessage(4, "the disk is slow", 7, 5).text()))
+    assert "mended, `caspi cancel demo`, then `argocd app sync asr-demo`; it resumes" in render(diagnose(failed))
+
+
 def test_a_healthy_job_has_no_causes() -> None:
     """The planted fault of every case above: without it nothing is said."""
     workers = [pod(f"demo-worker-{index}") for index in range(3)]

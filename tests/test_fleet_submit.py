@@ -125,6 +125,26 @@ def test_the_next_step(wanted: dict[str, Any], seen: Seen, kind: str, outcome: s
         assert "another name" in step.line or "a new name" in step.line
 
 
+ARGO = {"annotations": {"caspi.dev/spec-digest": DIGEST, "argocd.argoproj.io/tracking-id": "asr-demo:kind:asr/demo"}}
+
+
+@pytest.mark.parametrize(
+    ("seen", "kind"),
+    [
+        (Seen(job("Running", **ARGO), [gate("Complete", **ARGO)]), "refuse"),
+        (Seen(job("Failed", **ARGO), [gate("Complete", **ARGO)]), "refuse"),
+        (Seen(job(suspend=True, **ARGO), [gate("Failed", **ARGO)]), "refuse"),
+        (Seen(None, [gate("Complete", **ARGO)]), "refuse"),
+        (Seen(job("Succeeded", **ARGO), []), "end"),
+    ],
+)
+def test_what_argo_cd_keeps_is_left_to_it(seen: Seen, kind: str) -> None:
+    step = next_step("demo", WANTED, seen)
+    assert step.kind == kind
+    if kind == "refuse":
+        assert "kept by Argo CD's application asr-demo" in step.line and "argocd app sync asr-demo" in step.line
+
+
 @dataclass
 class SmallCluster:
     """Does what Helm, the API server and the operator do, one call at a time."""

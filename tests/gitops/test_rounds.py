@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -120,6 +121,15 @@ def test_a_round_that_diverges_is_degraded(world: World) -> None:
     assert world.kube.condition("pytorchjob", DIVERGES) == "Failed", "a sync does not start it again"
 
 
+def test_submit_leaves_the_round_to_argo_cd(world: World) -> None:
+    before = world.job(DIVERGES)
+    file, cluster = (world.repository.folder / name for name in (f"rounds/{DIVERGES}.yaml", "clusters/test.yaml"))
+    done = run(CASPI, "submit", file, "--cluster", cluster, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"kept by Argo CD's application {DIVERGES}" in done.stderr
+    assert world.job(DIVERGES)["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+
+
 def test_a_cancelled_round_stays_cancelled_until_somebody_syncs(world: World) -> None:
     before = uid(world.job(DIVERGES))
     run(CASPI, "cancel", DIVERGES, "--namespace", world.kube.namespace)
@@ -157,8 +167,10 @@ def test_a_caution_is_degraded_until_it_is_signed(world: World) -> None:
     assert (status, "exit code 3" in message) == ("Degraded", True), message
     job = world.job(DOUBTFUL)
     assert suspended(job) and not world.kube.workers(DOUBTFUL)
-    line = next(line for line in argo.caspi_status(DOUBTFUL, world.kube).splitlines() if "--approve-audit" in line)
-    audit = line.split("--approve-audit")[1].split()[0].strip("`")
+    said = argo.caspi_status(DOUBTFUL, world.kube)
+    named = re.search(f"sign audit ([0-9a-f]+) in Argo CD's application {DOUBTFUL}: docs/gitops.md", said)
+    assert named, said
+    audit = named[1]
 
     world.kube.kubectl("delete", "job", name)
     signed = {"by": "Dana Levi", "reason": "it is a test", "audit": audit}

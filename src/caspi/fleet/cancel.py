@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from caspi.errors import StageFailed
 from caspi.fleet.api import PYTORCHJOBS, Api, NotFound, Object
+from caspi.fleet.argo import starts
 from caspi.fleet.causes import pod_cause
 from caspi.fleet.diagnose import claim_name, directory
 from caspi.fleet.helm import Helm, read_release
@@ -44,7 +45,7 @@ def cancel(api: Api, helm: Helm, name: str, wait: bool, say: Callable[[str], Non
         return False
     look = looks[0] if looks else None
     if look and look.job:
-        say(f"{directory(look)} stays on the claim{claim_name(look)}; `caspi submit` goes on from its last checkpoint")
+        say(f"{directory(look)} stays on the claim{claim_name(look)}; {starts(look)} goes on from its last checkpoint")
     if wait:
         _wait(api, name, look, say)
     return True

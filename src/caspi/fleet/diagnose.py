@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from caspi.fleet.api import Object
+from caspi.fleet.argo import again, starts
 from caspi.fleet.causes import Cause, pod_cause
 from caspi.fleet.history import ended_before
 from caspi.fleet.objects import ago, conditions, event_time, events_about, holds, role, seconds_between
@@ -275,9 +276,9 @@ def _notes(look: Snapshot, phase: Phase, ready: int, workers: int, at_least: int
     if phase == "succeeded":
         notes.append(f"the model is in {directory(look)}/model on the claim{claim_name(look)}")
     if phase == "gone":
-        notes.append(f"what is left of it: `caspi cancel {look.name}` removes it; `caspi submit` starts it again")
+        notes.append(f"what is left of it: `caspi cancel {look.name}` removes it; {starts(look)} starts it again")
     if phase == "suspended" and not causes:
-        notes.append("it is suspended, and nothing of Caspi will start it: `caspi submit` again, or kubectl edit")
+        notes.append(f"it is suspended, and nothing of Caspi will start it: {again(look)}, or kubectl edit")
     return notes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from caspi.fleet.api import Object
+from caspi.fleet.argo import again, more_memory, to_sign
 from caspi.fleet.names import CauseId
 from caspi.fleet.refusals import one_line
 from caspi.fleet.snapshot import Snapshot
@@ -24,7 +25,8 @@ def container_end(pod: Object, look: Snapshot, status: Object) -> Said:
     last = parse_last_message(ended.get("message"))
     if ended.get("reason") == "OOMKilled":
         limit = _limits(pod, name).get("memory", "?")
-        return "out-of-memory", f"OOMKilled: out of memory (limit {limit}); {_MORE_MEMORY}{_resumes(last, look)}", True
+        line = f"OOMKilled: out of memory (limit {limit}); {more_memory(look)}{_resumes(last, look)}"
+        return "out-of-memory", line, True
     tail = [line for line in look.tails.get(pod["metadata"]["name"], []) if line.strip()]
     told = last.line if last else (ended.get("message") or "").strip() or (tail[-1] if tail else "")
     if ended.get("reason") in ("StartError", "ContainerCannotRun"):
@@ -40,7 +42,6 @@ def container_end(pod: Object, look: Snapshot, status: Object) -> Said:
 
 _OURS = {203: 75, 197: 69}
 """What the entrypoint adds 128 to, so that the training operator starts the pod anew."""
-_MORE_MEMORY = "raise kubernetes.pod.memory in the cluster file, then the same `caspi submit` again"
 
 
 def explained(
@@ -63,11 +64,11 @@ def explained(
         case 2:
             return "bad-input", line or f"bad input; `caspi logs {look.name}` has the line", True
         case 3:
-            return ("gate-caution" if "says CAUTION" in line else "gate-refused"), line, True
+            return ("gate-caution" if "says CAUTION" in line else "gate-refused"), to_sign(line, look), True
         case 4:
             return (
                 "stage-failed",
-                f"{line or 'a stage failed'}; when it is mended, the same `caspi submit` again{on}",
+                f"{line or 'a stage failed'}; when it is mended, {again(look)}{on}",
                 True,
             )
         case 5:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from caspi.errors import CaspiError, Diverged, GateRefused, OutOfBudget, StageFailed, UserError
 from caspi.fleet.api import PYTORCHJOBS, Api, NotFound, Object
+from caspi.fleet.argo import application, cancel_and_sync
 from caspi.fleet.diagnose import Diagnosis
 from caspi.fleet.helm import SECRETS, Busy, Helm, Release, read_release
 from caspi.fleet.objects import holds, seconds_between
@@ -50,6 +51,18 @@ class Step:
 
 def next_step(name: str, wanted: dict[str, Any], seen: Seen) -> Step:
     """What to do next so that the release `name` has the values `wanted`, and its round goes on."""
+    step = _next_step(name, wanted, seen)
+    kept = application(seen.job, *seen.jobs)
+    if kept and step.kind not in ("refuse", "end"):
+        return Step(
+            "refuse",
+            f"{name} is kept by Argo CD's application {kept}, not by Helm: {cancel_and_sync(name, kept)} starts it "
+            "again; docs/gitops.md says how to sign a CAUTION",
+        )
+    return step
+
+
+def _next_step(name: str, wanted: dict[str, Any], seen: Seen) -> Step:
     job, release = seen.job, seen.release
     if job and (refused := _refused(name, wanted["round"]["digest"], job)):
         return Step("refuse", refused)
