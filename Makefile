@@ -93,9 +93,13 @@ cluster-env:     ## prints what a shell needs to use it: eval it
 
 CLUSTER_UP = tests/cluster/up $(if $(CONTEXT),--context "$(CONTEXT)" --registry "$(REGISTRY)",--way "$(or $(WAY),bare)")
 
+# By themselves: jobs of three workers, whose nodes are killed.
+DISTURBED = tests/cluster/test_elastic_job.py
+
 test-cluster: setup ## the Kubernetes tests on a real cluster (about 17 minutes, and 6 to build and pull the images), of bare programs unless CONTEXT or WAY says otherwise (needs root then)
 	@$(CLUSTER_UP)
-	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m cluster -n 2 tests/cluster --durations=20
+	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m cluster -n 2 --dist loadfile --no-loadscope-reorder tests/cluster --ignore=$(DISTURBED) --durations=10
+	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m cluster $(DISTURBED) --durations=5
 
 test-pipeline: setup ## the pipeline in the real images: in containers alone, and with an elastic job on that cluster (about 7 minutes)
 	@$(CLUSTER_UP)

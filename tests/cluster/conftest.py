@@ -9,29 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 from tests.cluster.jobs import Setting
 from tests.cluster.kube import HERE, Kube, environment, make_namespace, run, table
 
 MEASURED: list[tuple[str, str, str]] = []
-ON_NODES = ("test_images", "test_start", "test_failures", "test_serve", "test_elastic_job")
-"""What runs pods: one file after the other, so that two nodes are enough; what kills a node comes last."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: ON_NODES.index(item.path.stem) if item.path.stem in ON_NODES else -1)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Two groups for `pytest -n 2`: what runs pods, and beside it what only looks at objects."""
-
-    class Groups(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return "pods" if Path(nodeid.split("::")[0]).stem in ON_NODES else "objects"
-
-    return Groups(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

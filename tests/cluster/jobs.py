@@ -77,7 +77,7 @@ class Job:
             return next((line for line in seen.splitlines() if all(word in line for word in words)), None)
 
         try:
-            return until("status", found, seconds)
+            return until("status", found, seconds, pause=2)
         except AssertionError:
             raise AssertionError(
                 f"caspi status never said {words}:\n{seen}\n{self.setting.kube.explain(NAME)}"

@@ -44,6 +44,7 @@ kind_up() {
   "${kubectl[@]}" apply --server-side -k "$HERE/../../manifests/operator" >/dev/null || die "the operator could not be applied: manifests/operator"
   "${kubectl[@]}" -n kubeflow patch deployment training-operator -p '{"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": "caspi-worker"}}}}}' >/dev/null # tests kill the other
   "${kubectl[@]}" -n kubeflow rollout status deploy/training-operator --timeout=300s >/dev/null || die "the operator doesn't start: kubectl -n kubeflow describe pods"
+  wait_for 120 operator_answers "${kubectl[@]}" || die "the operator's webhook doesn't answer: kubectl -n kubeflow logs deploy/training-operator"
   write_exports kind "$KIND_CONF" "127.0.0.1:$KIND_PORT" registry.local:5000
 }
 

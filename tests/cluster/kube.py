@@ -110,17 +110,20 @@ class Kube:
             found = self.condition("pytorchjob", name)
             return found if found in ("Succeeded", "Failed") else None
 
-        return until(f"{name} has ended", ended, seconds, self)
+        return until(f"{name} has ended", ended, seconds, self, pause=1.5)
 
 
-def until(what: str, test: Callable[[], T | None], seconds: float, kube: Kube | None = None) -> T:
-    """Ask again until it is true; the assertion says what was waited for, and what the namespace looks like."""
+def until(what: str, test: Callable[[], T | None], seconds: float, kube: Kube | None = None, pause: float = 0.3) -> T:
+    """Ask again until it is true; the assertion says what was waited for, and what the namespace looks like.
+
+    The longer the `pause`, the more of the processors is left to what is waited for.
+    """
     patience = time.monotonic() + seconds
     while time.monotonic() < patience:
         found = test()
         if found:
             return found
-        time.sleep(0.3)
+        time.sleep(pause)
     raise AssertionError(f"not within {seconds:g} s: {what}\n{kube.explain(what) if kube else ''}")
 
 

@@ -20,6 +20,13 @@ wait_for() { # SECONDS COMMAND...: until the command succeeds
   done
 }
 
+operator_answers() { # KUBECTL...: a Deployment that was here before is called ready until its kubelet has looked again
+  "$@" create --dry-run=server -o name -f - <<'JOB'
+{"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": "probe", "namespace": "default"}, "spec": {"pytorchReplicaSpecs":
+ {"Worker": {"replicas": 1, "template": {"spec": {"containers": [{"name": "pytorch", "image": "none"}]}}}}}}
+JOB
+}
+
 write_exports() { # WAY KUBECONFIG PUSH PULL: what env prints, and what push reads
   local part=$EXPORTS.part
   {

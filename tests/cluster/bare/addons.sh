@@ -37,6 +37,7 @@ addons() { # CoreDNS, and the operator as manifests/operator has it, with upstre
   [ "$applied" = "$version" ] || apply_addons "$version"
   "${KUBECTL[@]}" -n kube-system rollout status deploy/coredns --timeout=120s >/dev/null || die "CoreDNS doesn't start: kubectl -n kube-system describe pods"
   "${KUBECTL[@]}" -n kubeflow rollout status deploy/training-operator --timeout=180s >/dev/null || die "the operator doesn't start: kubectl -n kubeflow describe pods"
+  wait_for 120 operator_answers "${KUBECTL[@]}" || die "the operator's webhook doesn't answer: kubectl -n kubeflow logs deploy/training-operator"
 }
 
 apply_addons() { # VERSION
