@@ -96,7 +96,7 @@ CLUSTER_UP = tests/cluster/up $(if $(CONTEXT),--context "$(CONTEXT)" --registry 
 # By themselves: jobs of three workers, whose nodes are killed.
 DISTURBED = tests/cluster/test_elastic_job.py
 
-test-cluster: setup ## the Kubernetes tests on a real cluster (about 17 minutes, and 6 to build and pull the images), of bare programs unless CONTEXT or WAY says otherwise (needs root then)
+test-cluster: setup ## the Kubernetes tests on a real cluster (about 18 minutes, and 6 more to build and pull the images from nothing), of bare programs unless CONTEXT or WAY says otherwise (needs root then)
 	@$(CLUSTER_UP)
 	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m cluster -n 2 --dist loadfile --no-loadscope-reorder tests/cluster --ignore=$(DISTURBED) --durations=10
 	eval "$$(tests/cluster/env)" && $(BIN)/pytest -m cluster $(DISTURBED) --durations=5
