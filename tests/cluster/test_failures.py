@@ -121,7 +121,7 @@ def test_out_of_memory(setting: Setting, prepared: Path, measured: Row) -> None:
     job.reaches(12)
     job.cancel()
     small = submit(setting, setting.cluster_file("memory", nodes=1, pod={**POD, "memory": "300MiB"}), folder)
-    note(measured, "out of memory", small.says("out of memory", "300", seconds=180))
+    note(measured, "out of memory", small.says("out of memory", "300", seconds=300))
     assert setting.kube.finished(NAME) == "Failed"
     again = submit(setting, setting.cluster_file("memory", nodes=1), folder)
     goes_on(again, measured, "out of memory, then more of it", submitted=True)
