@@ -346,9 +346,10 @@ CASES: list[tuple[str, Snapshot, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "snapshot", "line"), CASES, ids=[f"{name}-{n}" for n, (name, _, _) in enumerate(CASES)]
-)
+IDS = [f"{name}-{n}" for n, (name, _, _) in enumerate(CASES)]
+
+
+@pytest.mark.parametrize(("name", "snapshot", "line"), CASES, ids=IDS)
 def test_each_cause_has_its_line(name: str, snapshot: Snapshot, line: str) -> None:
     found = diagnose(snapshot)
     assert name in [cause.id for cause in found.causes]
@@ -364,9 +365,7 @@ def kept(thing: Object) -> Object:
     return {**thing, "metadata": {**thing["metadata"], "annotations": notes}}
 
 
-@pytest.mark.parametrize(
-    "snapshot", [one for _, one, _ in CASES], ids=[f"{name}-{n}" for n, (name, _, _) in enumerate(CASES)]
-)
+@pytest.mark.parametrize("snapshot", [one for _, one, _ in CASES], ids=IDS)
 def test_nobody_is_sent_to_submit_what_argo_cd_keeps(snapshot: Snapshot) -> None:
     job = kept(snapshot.job) if snapshot.job else None
     looked = replace(snapshot, job=job, jobs=[kept(one) for one in snapshot.jobs])

@@ -20,9 +20,8 @@ from tests.cluster.kube import CASPI, HOUSE, Kube, environment, make_claim, run,
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 NAME = "demo-r1"
-IMAGE = (
-    "localhost:1/nothing@sha256:" + "0" * 64
-)  # refused at once: a name that is nowhere is looked for 20 s, and its pod waits for that
+IMAGE = "localhost:1/nothing@sha256:" + "0" * 64
+"""Refused at once: a name that is nowhere is looked for 20 s, and its pod waits for that."""
 
 
 @pytest.fixture

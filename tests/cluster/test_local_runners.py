@@ -232,6 +232,10 @@ def test_the_round_in_the_images_is_the_round_of_caspi_run(
     (page,) = (tmp_path / "root").glob("*/report/page")
     assert page.read_bytes() == (there / name / "report/index.html").read_bytes()
 
+    # Once more: every step adopts what is there.
+    assert {each.code for each in run("and once more: every step adopts")} == {0}
+    assert records(there / name) == theirs
+
 
 def records(round_dir: Path) -> dict[str, Record]:
     found = {stage: read_record(round_dir / stage / "record.json") for stage in STAGES}
